@@ -1,0 +1,5 @@
+"""Generated data for the demo and the tests; needs neither torch nor MMDetection itself."""
+
+from .shapes import SHAPE_CLASSES, generate_shapes
+
+__all__ = ["SHAPE_CLASSES", "generate_shapes"]

@@ -1,0 +1,266 @@
+"""KD-DETR: the student's own loss, plus what the teacher says at shared points."""
+
+import copy
+from typing import Any
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures import SampleList
+from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
+from torch import Tensor
+
+from ..families import Family, build_family
+from ..utils.configs import DetectorSource, model_config
+from ..utils.errors import ConfigError, NonFiniteLossError
+from ..utils.random import preserved_rng
+from .teacher import build_teacher
+
+STUDENT = "student."
+
+
+@MODELS.register_module()
+class KDDETR(BaseDetector):
+    """Distils a frozen detection transformer into another one (KD-DETR, arXiv 2211.08071).
+
+    The student trains by its own loss, untouched. Then both models are asked at the same
+    distillation points, and the loss on their answers is added under names of its own.
+
+    To everything outside of training this module *is* the student: it predicts, counts and saves
+    as the student alone, and its ``state_dict`` has the student's plain keys. The teacher is a
+    plain attribute and no submodule, so it is in no checkpoint, optimiser, DDP replica or
+    ``init_weights``; copies of this module (EMA) share it.
+
+    Args:
+        student: The student's model config, in any form that
+            :func:`~kd_detr_mmdet.utils.configs.model_config` takes.
+        teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
+            ``strict``; see :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`.
+        points: Config of the points generator.
+        distill_loss: Config of the distillation loss.
+        blank_content: Content query of both models at points without content; see
+            :class:`~kd_detr_mmdet.families.Family`.
+        student_content: Content query of the student at the teacher's points (Family's
+            ``foreign_content``).
+        data_preprocessor: Default: the student's.
+
+    Raises:
+        ConfigError: If a part cannot be built, or student and teacher do not fit each other.
+    """
+
+    def __init__(
+        self,
+        student: DetectorSource,
+        teacher: dict,
+        points: dict | None = None,
+        distill_loss: dict | None = None,
+        blank_content: str = "zeros",
+        student_content: str = "auto",
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        student_cfg = model_config(student, "student")
+        preprocessor = _one_preprocessor(student_cfg, data_preprocessor)
+        super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
+        self.student = MODELS.build(student_cfg)
+        with preserved_rng():  # the student's weights are drawn as if there were no teacher
+            teacher_model = build_teacher(**_teacher_options(teacher))
+        object.__setattr__(self, "teacher", teacher_model)
+        self.point_generator = TASK_UTILS.build(
+            {"type": "DistillPointGenerator", **copy.deepcopy(points or {})}
+        )
+        self.distill_loss = MODELS.build(
+            {"type": "RebalancedDistillLoss", **copy.deepcopy(distill_loss or {})}
+        )
+        contents = dict(blank_content=blank_content, foreign_content=student_content)
+        self._families = (
+            build_family(self.student, **contents),
+            build_family(self.teacher, blank_content=blank_content),
+        )
+        check_pair(self)
+        self._last_step = (-1, 0)
+        # Checkpoints hold the student's plain keys, wherever this module sits (DDP, EMA).
+        self._register_state_dict_hook(_drop_student_prefix)
+        self._register_load_state_dict_pre_hook(_add_student_prefix)
+
+    @property
+    def student_family(self) -> Family:
+        """Family: How to ask the student."""
+        return self._families[0]
+
+    @property
+    def teacher_family(self) -> Family:
+        """Family: How to ask the teacher."""
+        return self._families[1]
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        """Detection losses of the student, and distillation losses.
+
+        Args:
+            batch_inputs: Normalised images, shape (bs, 3, H, W).
+            batch_data_samples: Their annotations and meta information.
+
+        Returns:
+            dict: The student's own losses, bit for bit, then ``kd_loss_*``.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or infinite.
+        """
+        with self.student_family.recording() as student_record:
+            losses = self.student.loss(batch_inputs, batch_data_samples)
+        with preserved_rng(batch_inputs.device):
+            with torch.no_grad():
+                teacher_record = self.teacher_family.look(batch_inputs, batch_data_samples)
+            queries = self.teacher_family.queries(teacher_record)
+            for name, points in self.point_generator(queries, self._next_step()).items():
+                with torch.no_grad():
+                    if points is queries:  # the teacher has answered these already
+                        target = self.teacher_family.own_answer(teacher_record)
+                    else:
+                        target = self.teacher_family.answer(teacher_record, points)
+                answer = self.student_family.answer(student_record, points)
+                losses.update(self.distill_loss(answer, target, name))
+        check_finite(losses, batch_data_samples)
+        return losses
+
+    def predict(self, *args: Any, **kwargs: Any) -> SampleList:
+        """The student's predictions."""
+        return self.student.predict(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> tuple:
+        return self.student._forward(*args, **kwargs)
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """The student's feature maps."""
+        return self.student.extract_feat(batch_inputs)
+
+    def train(self, mode: bool = True) -> "KDDETR":
+        """Set the student's mode; the teacher stays in eval."""
+        self.teacher.eval()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "KDDETR":
+        self.teacher._apply(fn, *args, **kwargs)  # the teacher follows device and dtype
+        return super()._apply(fn, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict) -> "KDDETR":
+        memo[id(self.teacher)] = self.teacher
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def _next_step(self) -> tuple[int, int]:
+        """Name this step for the points generator: (iteration, number of this call within it).
+
+        MMEngine's iteration makes a resumed run draw as the uninterrupted one; outside a Runner
+        the calls are counted.
+        """
+        iteration = MessageHub.get_current_instance().get_info("iter", 0)
+        last, calls = self._last_step
+        self._last_step = (iteration, calls + 1 if iteration == last else 0)
+        return self._last_step
+
+
+def check_pair(model: KDDETR) -> None:
+    """Refuse a student and a teacher whose answers cannot be compared.
+
+    Raises:
+        ConfigError: With what differs and what to do.
+    """
+    student, teacher = model.student_family, model.teacher_family
+    if student.num_class_scores != teacher.num_class_scores:
+        raise ConfigError(
+            f"student and teacher must know the same classes, but the student scores "
+            f"{student.num_class_scores} and the teacher {teacher.num_class_scores}: set "
+            "bbox_head.num_classes of both to the data set's"
+        )
+    if student.foreign_content == "teacher" and student.embed_dims != teacher.embed_dims:
+        raise ConfigError(
+            f"student_content='teacher' needs queries of one width, but the teacher's have "
+            f"{teacher.embed_dims} channels and the student's {student.embed_dims}: use 'auto' or "
+            "'blank'"
+        )
+    depths = student.num_decoder_layers, teacher.num_decoder_layers
+    if model.distill_loss.layers == "one_to_one" and depths[0] != depths[1]:
+        raise ConfigError(
+            f"distill_loss.layers='one_to_one' needs decoders of one depth, but the student has "
+            f"{depths[0]} layers and the teacher {depths[1]}: use layers='last'"
+        )
+    ours, theirs = model.data_preprocessor, model.teacher.data_preprocessor
+    for name in ("mean", "std", "_channel_conversion"):
+        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
+        same = torch.equal(mine, other) if torch.is_tensor(mine) else mine == other
+        if not same:
+            raise ConfigError(
+                f"student and teacher see the same pixels, but their data_preprocessors differ in "
+                f"{name.lstrip('_')} ({_plain(mine)} and {_plain(other)}): give both the one that "
+                "the teacher was trained with"
+            )
+
+
+def check_finite(losses: dict[str, Any], batch_data_samples: SampleList) -> None:
+    """Stop before a NaN reaches the weights.
+
+    Raises:
+        NonFiniteLossError: Naming every term that is not finite, the iteration and the images.
+    """
+    terms = {}
+    for name, value in losses.items():
+        if "loss" in name:
+            parts = [value] if torch.is_tensor(value) else value
+            terms[name] = torch.stack([part.detach().float().sum() for part in parts]).sum()
+    if torch.stack(list(terms.values())).isfinite().all():  # one look at the device for all
+        return
+    bad = [f"{name} = {value.item()}" for name, value in terms.items() if not value.isfinite()]
+    iteration = MessageHub.get_current_instance().get_info("iter", "unknown")
+    images = [str(s.get("img_id", s.get("img_path", "?"))) for s in batch_data_samples]
+    raise NonFiniteLossError(
+        f"{', '.join(bad)} at iteration {iteration}, image ids {', '.join(images)}: training "
+        "stopped before the weights changed. Look at these images' boxes, lower the learning rate, "
+        "or train without --amp"
+    )
+
+
+def _teacher_options(teacher: dict) -> dict:
+    allowed = {"config", "checkpoint", "strict"}
+    if not isinstance(teacher, dict) or not {"config", "checkpoint"} <= set(teacher) <= allowed:
+        got = sorted(teacher) if isinstance(teacher, dict) else type(teacher).__name__
+        raise ConfigError(
+            f"teacher must be dict(config=..., checkpoint=..., strict=True), got {got}; an "
+            "untrained teacher has to be asked for by checkpoint=None"
+        )
+    return dict(teacher)
+
+
+def _one_preprocessor(student: ConfigDict, given: dict | None) -> dict | None:
+    """The data preprocessor of student and distillation, which must be one."""
+    own = student.get("data_preprocessor")
+    if given is None:
+        return copy.deepcopy(own)
+    if isinstance(given, dict):
+        if own is not None and dict(own) != dict(given):
+            raise ConfigError(
+                "data_preprocessor and student.data_preprocessor differ, but the trained student "
+                "must see what it will be tested with: keep one of them"
+            )
+        student["data_preprocessor"] = copy.deepcopy(given)
+    return given
+
+
+def _plain(value: Any) -> Any:
+    return value.flatten().tolist() if torch.is_tensor(value) else value
+
+
+def _drop_student_prefix(module: KDDETR, state: dict, prefix: str, metadata: dict) -> None:
+    for key in [k for k in state if k.startswith(prefix + STUDENT)]:
+        state[prefix + key[len(prefix + STUDENT) :]] = state.pop(key)
+    versions = getattr(state, "_metadata", {})  # module versions, by the same names less the dot
+    for key in [k for k in versions if (k + ".").startswith(prefix + STUDENT)]:
+        versions[(prefix + (key + ".")[len(prefix + STUDENT) :])[:-1]] = versions.pop(key)
+
+
+def _add_student_prefix(state: dict, prefix: str, *args: Any) -> None:
+    for key in [k for k in state if k.startswith(prefix)]:
+        state[prefix + STUDENT + key[len(prefix) :]] = state.pop(key)

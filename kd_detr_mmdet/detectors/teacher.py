@@ -1,0 +1,144 @@
+"""The teacher: loaded in full, checked, frozen."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+
+from ..utils.configs import DetectorSource, model_config
+from ..utils.errors import ConfigError
+
+MAX_KEYS_SHOWN = 8
+
+
+def build_teacher(
+    config: DetectorSource, checkpoint: str | Path | None, strict: bool = True
+) -> BaseDetector:
+    """Build a teacher that only ever answers.
+
+    It is in eval mode, no parameter asks for a gradient, and it never calls ``init_weights``: what
+    a config names under ``init_cfg`` is not downloaded, every weight comes from the checkpoint.
+
+    Args:
+        config: See :func:`~kd_detr_mmdet.utils.configs.model_config`.
+        checkpoint: Path or URL of the detector's weights. None leaves the teacher at random, which
+            teaches nothing: for tests of everything around it.
+        strict: Whether every key must be there, and no other. With False the keys that do not
+            match are logged.
+
+    Returns:
+        BaseDetector: The detector, with ``checkpoint_info``: where its weights came from, the
+        file's sha256 (None for a URL), and the classes it was trained on (None if not stored).
+
+    Raises:
+        ConfigError: If the config or the checkpoint cannot be read, or they do not fit.
+    """
+    teacher = MODELS.build(model_config(config, "teacher.config"))
+    teacher.checkpoint_info = dict(source=checkpoint, sha256=None, classes=None)
+    if checkpoint is None:
+        print_log(
+            "teacher.checkpoint is None: the teacher keeps random weights and teaches nothing",
+            logger="current",
+            level=30,
+        )
+    else:
+        load_strictly(teacher, str(checkpoint), strict)
+    return teacher.eval().requires_grad_(False)
+
+
+def load_strictly(
+    detector: BaseDetector,
+    checkpoint: str,
+    strict: bool = True,
+    what: str = "teacher.checkpoint",
+) -> None:
+    """Load a detector's weights, and note their origin in ``detector.checkpoint_info``.
+
+    Args:
+        detector: What to load into.
+        checkpoint: Path or URL.
+        strict: Whether missing and unexpected keys are an error, or only logged. Shapes must
+            always agree.
+        what: The option that named the checkpoint, for messages.
+
+    Raises:
+        ConfigError: If the file is missing, unreadable, or of another architecture.
+    """
+    content = _read(checkpoint, what)
+    weights = content.get("state_dict", content)
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    own = detector.state_dict()
+    problems = {
+        # Checkpoints from before PyTorch counted batches lack these, and inference needs none.
+        "missing": sorted(k for k in own.keys() - weights if "num_batches_tracked" not in k),
+        "unexpected": sorted(weights.keys() - own.keys()),
+    }
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    told = [f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys]
+    if shapes:
+        told.append(f"{len(shapes)} of another shape: {_shorten(shapes)}")
+    if told:
+        message = (
+            f"{what} {checkpoint!r} does not fit the config ({type(detector).__name__}): "
+            + "; ".join(told)
+        )
+        if shapes or strict:
+            raise ConfigError(f"{message}. Take the config that the checkpoint was trained with")
+        print_log(f"{message} (strict=False)", logger="current", level=30)
+    detector.load_state_dict(weights, strict=False)
+
+    meta = content.get("meta") or {}
+    dataset_meta = meta.get("dataset_meta") or meta
+    classes = dataset_meta.get("classes", dataset_meta.get("CLASSES"))
+    is_file = Path(checkpoint).is_file()
+    detector.checkpoint_info = dict(
+        source=checkpoint,
+        sha256=_sha256(checkpoint) if is_file else None,
+        classes=None if classes is None else tuple(classes),
+    )
+
+
+def _read(checkpoint: str, what: str) -> dict:
+    is_url = "://" in checkpoint
+    if not is_url and not Path(checkpoint).expanduser().is_file():
+        raise ConfigError(
+            f"{what}: no file {checkpoint!r}: check the path"
+            + (
+                "; another one is set by --cfg-options model.teacher.checkpoint=PATH"
+                if what == "teacher.checkpoint"
+                else ""
+            )
+        )
+    try:
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu", logger="silent")
+    except Exception as error:  # zip, pickle, end-of-file and network errors have no common class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        remedy = "check the address and the network" if is_url else "is it truncated? Copy it again"
+        raise ConfigError(
+            f"{what} {checkpoint!r} cannot be read ({type(error).__name__}: {reason}): {remedy}"
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
+        raise ConfigError(
+            f"{what} {checkpoint!r} holds no weights: expected a dict of tensors, or "
+            "one under 'state_dict'"
+        )
+    return content
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shorten(items: list[str]) -> str:
+    more = len(items) - MAX_KEYS_SHOWN
+    return ", ".join(items[:MAX_KEYS_SHOWN]) + (f", and {more} more" if more > 0 else "")

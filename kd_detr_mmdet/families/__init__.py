@@ -1,0 +1,23 @@
+"""Detector families: the only code that knows how MMDetection's detectors decode queries."""
+
+from mmdet.models.detectors.base import BaseDetector
+
+from .base import Family, unsupported
+from .dino import DINOFamily
+
+FAMILIES: tuple[type[Family], ...] = (DINOFamily,)
+
+
+def build_family(detector: BaseDetector, **options: str) -> Family:
+    """Wrap a detector in its family.
+
+    Raises:
+        ConfigError: If no family covers the detector's class.
+    """
+    for family in FAMILIES:
+        if family.supports(type(detector)):
+            return family(detector, **options)
+    raise unsupported(detector, [f.__name__.removesuffix("Family") for f in FAMILIES])
+
+
+__all__ = ["FAMILIES", "DINOFamily", "Family", "build_family"]

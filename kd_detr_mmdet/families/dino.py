@@ -1,0 +1,31 @@
+"""DINO (https://arxiv.org/abs/2203.03605), as in ``mmdet.models.DINO``."""
+
+from mmdet.models.detectors import DINO
+from torch import Tensor
+
+from ..points.distill_points import DistillPoints
+from .base import Family, Record
+
+
+class DINOFamily(Family):
+    """Queries of DINO: a learnt content embedding, and a box that the encoder proposes."""
+
+    @staticmethod
+    def supports(detector_type: type) -> bool:
+        # A subclass that prepares or decodes queries its own way (DDQ, Grounding DINO) is no DINO.
+        return issubclass(detector_type, DINO) and all(
+            getattr(detector_type, name) is getattr(DINO, name)
+            for name in ("forward_transformer", "pre_decoder", "forward_decoder")
+        )
+
+    def queries(self, record: Record) -> DistillPoints:
+        inputs = record["inputs"]
+        return DistillPoints(inputs["reference_points"].float(), inputs["query"])
+
+    def learnt_content(self) -> Tensor:
+        return self.detector.query_embedding.weight
+
+    def decode(self, record: Record, boxes: Tensor, content: Tensor) -> dict:
+        # dn_mask=None: no denoising rows and no mask, so the points see themselves alone.
+        inputs = {**record["inputs"], "query": content, "reference_points": boxes, "dn_mask": None}
+        return self.detector.forward_decoder(**inputs)

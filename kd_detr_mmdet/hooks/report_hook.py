@@ -1,0 +1,99 @@
+"""What is about to be distilled, told and checked before the first step."""
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..detectors import KDDETR
+from ..utils.complexity import gflops, params_m
+from ..utils.errors import ConfigError
+
+
+@HOOKS.register_module()
+class DistillReportHook(Hook):
+    """Prints one short summary at the start of a distillation, and checks the class names.
+
+    Raises:
+        ConfigError: If the data set's classes are not those that the teacher was trained on.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        model = getattr(runner.model, "module", runner.model)
+        check_classes(model, runner.train_dataloader.dataset.metainfo.get("classes"))
+        if runner.rank == 0:
+            batch = None
+            if runner.val_loop is not None:
+                batch = one_test_image(model, runner.val_loop.dataloader)
+            runner.logger.info("\n" + summary(model, batch))
+
+
+def check_classes(model: KDDETR, classes: tuple[str, ...] | None) -> None:
+    """Refuse a teacher of other classes, or of the same in another order.
+
+    Checkpoints that do not say what they were trained on are let through.
+    """
+    taught = model.teacher.checkpoint_info["classes"]
+    if taught is None or classes is None or tuple(taught) == tuple(classes):
+        return
+    raise ConfigError(
+        f"the teacher was trained on classes {_brief(taught)}, but the data set has "
+        f"{_brief(classes)}: distillation compares scores class by class, so both need the same "
+        "classes in the same order (metainfo=dict(classes=...) of the data set)"
+    )
+
+
+def one_test_image(model: KDDETR, dataloader: object) -> dict | None:
+    """The first image of a data loader as the model gets it, or None if there is none."""
+    if len(dataloader.dataset) == 0:
+        return None
+    batch = dataloader.collate_fn([dataloader.dataset[0]])
+    return model.data_preprocessor(batch, False)
+
+
+def summary(model: KDDETR, batch: dict | None = None) -> str:
+    """Student, teacher, points and loss in a few lines.
+
+    Args:
+        model: What is distilled.
+        batch: ``inputs`` and ``data_samples`` to count GFLOPs on; left out if None.
+    """
+
+    def size(detector: object) -> str:
+        text = f"{type(detector).__name__}, {params_m(detector):.2f} M parameters"
+        if batch is None:
+            return text
+        height, width = batch["inputs"].shape[-2:]
+        cost = gflops(detector, batch["inputs"], batch["data_samples"])
+        return f"{text}, {cost:.2f} GFLOPs at {width}x{height}"
+
+    info = model.teacher.checkpoint_info
+    origin = "no checkpoint: random weights"
+    if info["source"] is not None:
+        sha = f" (sha256 {info['sha256'][:8]})" if info["sha256"] else ""
+        origin = f"{info['source']}{sha}"
+    points, loss = model.point_generator, model.distill_loss
+    sets = []
+    if points.specific:
+        sets.append(f"{model.teacher_family.num_queries} specific (the teacher's queries)")
+    if points.num_general:
+        sets.append(f"{points.num_general} general ({points.distribution})")
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in loss.weights.items())
+    for name, weight in loss.set_weights.items():
+        weights += f", {name} points x {weight:g}"
+    return "\n".join(
+        [
+            "KD-DETR",
+            f"  student  {size(model.student)}",
+            f"  teacher  {size(model.teacher)}",
+            f"           {origin}",
+            f"  points   {' + '.join(sets)} per image",
+            f"  loss     {weights} ({loss.class_term}, temperature {loss.temperature:g}; "
+            f"{'foreground rebalance' if loss.rebalance else 'no rebalance'}; "
+            f"per {loss.normalize}; teacher layer: {loss.layers})",
+        ]
+    )
+
+
+def _brief(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(map(str, classes[:6]))
+    return f"({shown}{', ...' if len(classes) > 6 else ''}; {len(classes)} in all)"

@@ -1,0 +1,97 @@
+"""What the command-line tools share: options, quiet start, one-line errors."""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from .errors import ConfigError, NonFiniteLossError
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that train.py and test.py share with MMDetection's own tools."""
+    parser.add_argument("--work-dir", help="where to save logs and checkpoints")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config: key=value, nested keys with dots, lists as "
+        'key="[a,b]"',
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how the processes of a distributed run were started",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Read a config file and apply the common options.
+
+    Raises:
+        ConfigError: If the file is missing or cannot be read.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    path = Path(args.config)
+    if not path.is_file():
+        raise ConfigError(f"no config file {args.config!r}: check its path")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program: it may fail in any way
+        raise ConfigError(
+            f"config {args.config!r} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    cfg.setdefault("work_dir", os.path.join("work_dirs", path.stem))
+    if not isinstance(cfg.get("model"), dict) or "type" not in cfg.model:
+        raise ConfigError(f"config {args.config!r} holds no 'model' with a 'type'")
+    cfg.launcher = args.launcher
+    if args.launcher == "pytorch" and not torch.cuda.is_available():
+        # MMEngine's own launch asks for a GPU before it looks at the backend.
+        torch.distributed.init_process_group("gloo")
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build a Runner with its hundreds of lines on versions and hooks in the log file alone."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner = Runner.from_cfg(cfg)
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if isinstance(getattr(handler, "stream", None), io.StringIO):
+                handler.setStream(sys.stdout)
+    return runner
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line on stderr and exit code 2 where the user can mend the cause."""
+    warnings.filterwarnings("ignore", module=r"(torch|mmdet|mmcv|mmengine)\b")
+    try:
+        yield
+    except (ConfigError, NonFiniteLossError) as error:
+        reason = error
+    except (OSError, AssertionError) as error:
+        # An image that fails within a data loader worker comes back with the worker's traceback.
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+        if not (isinstance(error, OSError) or "failed to load image" in reason):
+            raise
+    else:
+        return
+    print(f"error: {reason}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(2)

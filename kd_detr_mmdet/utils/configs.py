@@ -1,0 +1,66 @@
+"""From whatever a user may name a detector by, to the config of its model."""
+
+import copy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+
+from .errors import ConfigError
+
+DetectorSource = dict | str | Path
+
+
+def is_kd_model(model: dict) -> bool:
+    """Whether a model config is that of a distillation (and not of a detector)."""
+    return model.get("type") == "KDDETR"
+
+
+def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
+    """Get a detector's model config.
+
+    Args:
+        source: A model dict (with ``type``), a whole config (dict or Config with ``model``), the
+            path of a config file, or the name of a package's config such as
+            ``'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'``. For the config of a distillation it
+            is the student's model.
+        what: Whose config this is, for messages.
+
+    Returns:
+        ConfigDict: A copy that the caller may change.
+
+    Raises:
+        ConfigError: If there is no such config, or it holds no model.
+    """
+    if isinstance(source, (str, Path)):
+        config = _read(str(source), what)
+    elif isinstance(source, (dict, Config)):
+        config = source
+    else:
+        raise ConfigError(
+            f"{what}: expected a model dict, a config, a config file's path or an 'mmdet::' name, "
+            f"got {type(source).__name__}"
+        )
+    model = config if "type" in config else config.get("model")
+    if not isinstance(model, dict) or "type" not in model:
+        raise ConfigError(f"{what}: the config holds no 'model' with a 'type'")
+    model = ConfigDict(copy.deepcopy(model))
+    if is_kd_model(model):
+        student = model_config(model.student, what)
+        student.setdefault("data_preprocessor", model.get("data_preprocessor"))
+        return student
+    return model
+
+
+def _read(source: str, what: str) -> Config:
+    """Read a config by name ('package::path') or by path."""
+    try:
+        return get_config(source) if "::" in source else Config.fromfile(source)
+    except FileNotFoundError as error:
+        hint = "" if "::" in source or source.endswith(".py") else " (a config's name ends in .py)"
+        raise ConfigError(f"{what}: no config file {source!r}{hint}: check its path") from error
+    except Exception as error:  # a config is a program: it may fail in any way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ConfigError(
+            f"{what}: the config {source!r} cannot be read: {type(error).__name__}: {reason}"
+        ) from error

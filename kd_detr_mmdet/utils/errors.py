@@ -1,0 +1,25 @@
+"""Mistakes that a user can mend: told in one line (what, where, what to do)."""
+
+from collections.abc import Sequence
+
+
+class ConfigError(ValueError):
+    """A configuration, checkpoint or data set that cannot be used as it is."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite during training."""
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ConfigError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is a finite number of at least 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -1,0 +1,56 @@
+"""Train a detector, alone or distilled: python tools/train.py CONFIG."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from kd_detr_mmdet.hooks import DistillReportHook, RandomStateHook
+from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
+from kd_detr_mmdet.utils.configs import is_kd_model
+from kd_detr_mmdet.utils.data import check_data
+from kd_detr_mmdet.utils.errors import ConfigError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a detector, alone or distilled")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="resume from a checkpoint; without a path, from the latest in the work directory",
+    )
+    add_common_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = read_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise ConfigError("--auto-scale-lr needs auto_scale_lr.base_batch_size in the config")
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    check_data(cfg, ("train_dataloader", "val_dataloader"))
+    runner = build_runner(cfg)
+    runner.register_hook(RandomStateHook())
+    if is_kd_model(cfg.model):
+        runner.register_hook(DistillReportHook())
+    runner.train()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
