@@ -22,6 +22,7 @@ _FORMAT, _VERSION = "kd-detr-shapes", 1  # raise the version whenever an image o
 _SUPERSAMPLE = 4  # masks are drawn this much larger, then averaged down
 _MIN_VISIBLE = 0.4  # of an object's area inside the image, after later objects are drawn
 _MIN_INSIDE = 0.5  # of an object's whole area
+_MIN_SIZE = 14  # pixels
 _LETTERS = list("AEFHKLMNTVXYZ147")  # none that looks like a ring
 
 
@@ -123,14 +124,23 @@ def _clutter(rng, canvas, count):
         canvas += alpha * (layer - canvas)
 
 
-def _paint(rng, canvas, mask):
+def _color(rng, label):
+    """A colour that hints at the class in half of all cases, as an animal's fur does: BGR."""
+    if rng.random() < 0.5:
+        return rng.uniform(0, 255, 3)
+    hue = (180 * label / len(SHAPE_CLASSES) + rng.normal(0, 8)) % 180
+    hsv = np.uint8([[[hue, rng.uniform(120, 255), rng.uniform(120, 255)]]])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
+
+
+def _paint(rng, canvas, mask, label):
     """Blend one object in, in a colour that is clearly unlike what surrounds and underlies it."""
     near = cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0.5
     around = canvas[near].mean(axis=0)
     least = 60 if rng.random() < 0.1 else 100  # Euclidean distance in BGR; a few are harder
-    color = rng.uniform(0, 255, 3)
+    color = _color(rng, label)
     while np.linalg.norm(color - around) < least:
-        color = rng.uniform(0, 255, 3)
+        color = _color(rng, label)
     height, width = mask.shape
     shade = cv2.resize(rng.normal(0, 7, (6, 6)), (width, height), interpolation=cv2.INTER_CUBIC)
     filled = color + shade[..., None]
@@ -154,13 +164,13 @@ def draw_image(seed, split, index, image_size):
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     width, height = image_size
     canvas = _background(rng, width, height)
-    _clutter(rng, canvas, int(rng.integers(2, 9)))
+    _clutter(rng, canvas, int(rng.integers(1, 6)))
     objects, visible = [], []
-    wanted = 0 if rng.random() < 0.02 else int(rng.integers(1, 9))
+    wanted = 0 if rng.random() < 0.02 else int(rng.integers(1, 7))
     for _ in range(wanted):
         label = int(rng.integers(len(SHAPE_CLASSES)))
         for _ in range(20):  # a place that hides nothing may not exist: then there is one fewer
-            size = np.exp(rng.uniform(np.log(10), np.log(0.45 * min(width, height))))
+            size = np.exp(rng.uniform(np.log(_MIN_SIZE), np.log(0.55 * min(width, height))))
             center, angle = rng.uniform(0, (width, height)), rng.uniform(0, 2 * np.pi)
             hole = rng.uniform(0.45, 0.65)
             outline = shape_outline(SHAPE_CLASSES[label], center, size, angle, hole)
@@ -173,7 +183,7 @@ def draw_image(seed, split, index, image_size):
             if all(m.sum() >= _MIN_VISIBLE * o["area"] for m, o in zip(left, objects)):
                 visible = [*left, mask]
                 objects.append({"label": label, "bbox": box, "area": round(area, 2)})
-                _paint(rng, canvas, mask)
+                _paint(rng, canvas, mask, label)
                 break
     _clutter(rng, canvas, int(rng.integers(0, 3)))  # some in front of the objects
     canvas = (canvas - 128) * rng.uniform(0.75, 1.1) + 128 + rng.uniform(-35, 35)
@@ -267,7 +277,7 @@ def generate_shapes(root, splits=DEFAULT_SPLITS, image_size=(160, 120), seed=0):
 
     Layout: ``images/<split>/000001.png``, ``annotations/instances_<split>.json`` (COCO format,
     ids from 1, categories in the order of ``SHAPE_CLASSES``) and ``dataset.json`` (parameters).
-    An image holds 0 to 8 shapes, 10 px to 45 % of its shorter side in size (as
+    An image holds 0 to 6 shapes, 14 px to 55 % of its shorter side in size (as
     :func:`shape_outline` measures it). Boxes and areas are amodal under occlusion, that is of the
     whole shape although later shapes may cover up to 60 % of it, and are cut at the image's
     border; at least half of a shape lies inside. Image ``i`` of a split depends only on the

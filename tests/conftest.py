@@ -1,0 +1,123 @@
+"""Tiny detectors and batches: every test builds what it needs in a fraction of a second."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+
+import kd_detr_mmdet  # noqa: F401  (provides mmcv's operators, so before mmdet's models)
+
+torch.set_num_threads(1)  # tensors this small only get slower with more
+register_all_modules(init_default_scope=True)
+
+
+_STOCK = get_config("mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py").model
+
+
+def dino_config(
+    width=32, decoder_layers=2, num_queries=12, levels=2, num_classes=4, channels=4, dropout=0.0
+):
+    """mmdet's own DINO config, shrunk to about 0.1 M parameters."""
+    cfg = copy.deepcopy(_STOCK)
+    attention = dict(embed_dims=width, num_heads=2, dropout=dropout)
+    deformable = dict(attention, num_levels=levels)
+    ffn = dict(embed_dims=width, feedforward_channels=2 * width, ffn_drop=dropout)
+    cfg.num_queries = num_queries
+    cfg.num_feature_levels = levels
+    cfg.backbone.update(
+        depth=18,
+        base_channels=channels,
+        stem_channels=channels,
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        init_cfg=None,
+    )
+    cfg.neck.update(
+        in_channels=[2 * channels, 4 * channels, 8 * channels],
+        out_channels=width,
+        norm_cfg=dict(type="GN", num_groups=4),
+        num_outs=levels,
+    )
+    # ChannelMapper needs as many inputs as outputs at least.
+    cfg.backbone.out_indices = (1, 2, 3)[-min(levels, 3) :]
+    cfg.neck.in_channels = cfg.neck.in_channels[-min(levels, 3) :]
+    cfg.encoder = dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn))
+    cfg.decoder.num_layers = decoder_layers
+    cfg.decoder.layer_cfg = dict(self_attn_cfg=attention, cross_attn_cfg=deformable, ffn_cfg=ffn)
+    cfg.positional_encoding.num_feats = width // 2
+    cfg.bbox_head.update(num_classes=num_classes, embed_dims=width)
+    cfg.dn_cfg.group_cfg.num_dn_queries = 8
+    cfg.test_cfg.max_per_img = num_queries
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
+TEACHER = dict(decoder_layers=3, num_queries=16, levels=3)
+
+
+def build(cfg):
+    """A detector from a copy of its config, with MMDetection's initial weights."""
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(cfg))
+    model.init_weights()
+    return model
+
+
+def random_checkpoint(path, cfg, seed=1, classes=None):
+    """Save a detector with random weights of some size, as MMEngine would; returns the path."""
+    detector = build(cfg)
+    generator = torch.Generator().manual_seed(seed)
+    state = detector.state_dict()
+    for value in state.values():
+        if value.is_floating_point():
+            value += 0.05 * torch.randn(value.shape, generator=generator)
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            value.abs_().add_(0.1)
+    meta = {} if classes is None else dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(state_dict=state, meta=meta), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def teacher_checkpoint(tmp_path_factory):
+    """Checkpoint of a teacher with the config ``dino_config(**TEACHER)``."""
+    return random_checkpoint(
+        tmp_path_factory.mktemp("teacher") / "teacher.pth", dino_config(**TEACHER)
+    )
+
+
+@pytest.fixture
+def kd_config(teacher_checkpoint):
+    """Makes a KDDETR config of a tiny student and teacher; keyword arguments override."""
+
+    def make(**overrides):
+        cfg = dict(
+            type="KDDETR",
+            student=dino_config(),
+            teacher=dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint),
+            points=dict(num_general=10),
+        )
+        return ConfigDict({**cfg, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """Makes preprocessed inputs: dict(inputs (bs, 3, H, W), data_samples), images of two sizes.
+
+    With ``num_items`` the number of boxes in each image is fixed.
+    """
+
+    def make(model, shapes=((3, 64, 96), (3, 48, 80)), num_items=None, training=True):
+        shapes = [list(shape) for shape in shapes]
+        data = demo_mm_inputs(len(shapes), shapes, num_items=num_items, num_classes=4)
+        return model.data_preprocessor(data, training)
+
+    return make
