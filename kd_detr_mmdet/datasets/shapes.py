@@ -18,7 +18,7 @@ import numpy as np
 SHAPE_CLASSES = ("disc", "square", "triangle", "ring")
 DEFAULT_SPLITS = MappingProxyType({"train": 400, "val": 120})
 
-_FORMAT, _VERSION = "kd-detr-shapes", 1  # raise the version whenever an image or a box changes
+_FORMAT, _VERSION = "kd-detr-shapes", 2  # raise the version whenever an image or a box changes
 _SUPERSAMPLE = 4  # masks are drawn this much larger, then averaged down
 _MIN_VISIBLE = 0.4  # of an object's area inside the image, after later objects are drawn
 _MIN_INSIDE = 0.5  # of an object's whole area
@@ -125,8 +125,8 @@ def _clutter(rng, canvas, count):
 
 
 def _color(rng, label):
-    """A colour that hints at the class in half of all cases, as an animal's fur does: BGR."""
-    if rng.random() < 0.5:
+    """A colour that mostly hints at the class, as an animal's fur does: BGR."""
+    if rng.random() < 0.2:
         return rng.uniform(0, 255, 3)
     hue = (180 * label / len(SHAPE_CLASSES) + rng.normal(0, 8)) % 180
     hsv = np.uint8([[[hue, rng.uniform(120, 255), rng.uniform(120, 255)]]])

@@ -1,0 +1,185 @@
+"""Train a tiny teacher, and the same tiny student alone and distilled: python tools/demo.py.
+
+It writes report.json, report.md and report.png to work_dirs/demo.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from kd_detr_mmdet.datasets import generate_shapes
+
+CONFIGS = dict(
+    teacher="dino_teacher",
+    alone="dino_alone",
+    distilled="kd-detr_dino",
+    alone_longer="dino_alone_longer",
+)
+STOCK = dict(CONFIGS, distilled="dino_alone")  # what a distilled student is tested with
+NAMES = dict(
+    teacher="teacher",
+    alone="student alone",
+    distilled="student distilled",
+    alone_longer="student alone, twice as long",
+)
+REPORTS = ("report.json", "report.md", "report.png")
+
+
+def config_path(name: str) -> str:
+    """Path of one of the demo's configs."""
+    return str(ROOT / "configs" / "demo" / f"{name}.py")
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen:
+    """Start a tool in a process with one thread: two of them share two cores best."""
+    threads = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    with open(log, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **threads},
+            cwd=ROOT,
+        )
+
+
+def wait(processes: dict[str, subprocess.Popen], work_dir: Path) -> None:
+    """Wait for processes and show how far they are; if one fails, end the others and exit."""
+    shown = ""
+    try:
+        while any(p.poll() is None for p in processes.values()):
+            time.sleep(2)
+            line = "   ".join(filter(None, (progress(name, work_dir) for name in processes)))
+            if line != shown and line:
+                print(f"  {line}", flush=True)
+                shown = line
+            failed = [name for name, p in processes.items() if p.poll()]
+            if failed:
+                log = work_dir / f"{failed[0]}.log"
+        XX
+                sys.exit(f"error: {NAMES[failed[0]]} failed; the whole log is {log}")
+    finally:  # also on Ctrl-C: leave no process behind
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.wait()
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """What a run has logged so far; the last line may be cut while it is written."""
+    rows = []
+    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows
+
+
+def progress(name: str, work_dir: Path) -> str:
+    """One run's last evaluation, e.g. 'teacher: epoch 3, AP 12.3'."""
+    evaluated = [row for row in scalars(work_dir / name) if "coco/bbox_mAP" in row]
+    if not evaluated:
+        return ""
+    return f"{NAMES[name]}: epoch {evaluated[-1]['step']}, AP {100 * ap(evaluated[-1]):.1f}"
+
+
+def ap(row: dict) -> float:
+    """AP of a logged evaluation; COCO says -1 where it has none."""
+    return max(row["coco/bbox_mAP"], 0.0)
+
+
+def curve(work_dir: Path) -> list[dict]:
+    """AP after each epoch, with the iterations and the seconds of training so far."""
+    rows, points, iteration, seconds = scalars(work_dir), [], 0, 0.0
+    for row in rows:
+        if "loss" in row:
+            seconds += row["time"] * (row["iter"] - iteration)
+            iteration = row["iter"]
+        elif "coco/bbox_mAP" in row:
+            points.append(dict(iteration=iteration, seconds=round(seconds, 1), bbox_mAP=ap(row)))
+    return points
+
+
+def train(names: list[str], work_dir: Path, seed: int, epochs: int | None) -> None:
+    """Train two configs side by side."""
+    print(f"training: {' and '.join(NAMES[name] for name in names)}", flush=True)
+    processes = {}
+    for name in names:
+        options = [f"randomness.seed={seed}"]
+        if epochs:
+            options.append(f"train_cfg.max_epochs={epochs}")
+        if name == "distilled":
+            options.append(f"model.teacher.checkpoint={checkpoint(work_dir / 'teacher')}")
+        arguments = ["tools/train.py", config_path(CONFIGS[name])]
+        arguments += ["--work-dir", str(work_dir / name), "--cfg-options", *options]
+        processes[name] = start(arguments, work_dir / f"{name}.log")
+    wait(processes, work_dir)
+
+
+def checkpoint(work_dir: Path) -> str:
+    """The last checkpoint of a run."""
+    return (work_dir / "last_checkpoint").read_text().strip()
+
+
+def test(names: list[str], work_dir: Path) -> None:
+    """Evaluate checkpoints with the stock configs, which know nothing of distillation."""
+    processes = {}
+    for name in names:
+        arguments = ["tools/test.py", config_path(STOCK[name]), checkpoint(work_dir / name)]
+        arguments += ["--work-dir", str(work_dir / name), "--out", str(work_dir / f"{name}.json")]
+        processes[name] = start(arguments, work_dir / f"{name}_test.log")
+    wait(processes, work_dir)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "demo")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="train every model this long, to try things out")
+    args = parser.parse_args()
+    begin = time.time()
+    work_dir = args.work_dir.resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    for name in CONFIGS:  # what an earlier demo left
+        shutil.rmtree(work_dir / name, ignore_errors=True)
+    for name in REPORTS:
+        (work_dir / name).unlink(missing_ok=True)
+
+    print("generating 600 + 150 images", flush=True)
+    generate_shapes(ROOT / "data" / "shapes", {"train": 600, "val": 150}, (128, 96))
+    for names in (["teacher", "alone"], ["distilled", "alone_longer"]):
+        train(names, work_dir, args.seed, args.epochs)
+    print("testing all with their stock configs", flush=True)
+    for names in (["teacher", "alone"], ["distilled", "alone_longer"]):
+        test(names, work_dir)
+
+    from kd_detr_mmdet.utils.demo_report import write_report  # torch is slow to import
+
+    runs = {
+        name: dict(
+            title=NAMES[name],
+            config=config_path(STOCK[name]),
+            checkpoint=checkpoint(work_dir / name),
+            metrics=json.loads((work_dir / f"{name}.json").read_text()),
+            curve=curve(work_dir / name),
+        )
+        for name in CONFIGS
+    }
+    print(write_report(work_dir, runs, begin, args.seed))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run it again to start over")
