@@ -64,7 +64,7 @@ def wait(processes: dict[str, subprocess.Popen], work_dir: Path) -> None:
             failed = [name for name, p in processes.items() if p.poll()]
             if failed:
                 log = work_dir / f"{failed[0]}.log"
-        XX
+                print("\n".join(log.read_text().splitlines()[-20:]), file=sys.stderr)
                 sys.exit(f"error: {NAMES[failed[0]]} failed; the whole log is {log}")
     finally:  # also on Ctrl-C: leave no process behind
         for process in processes.values():
