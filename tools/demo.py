@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -38,39 +39,43 @@ def config_path(name: str) -> str:
     return str(ROOT / "configs" / "demo" / f"{name}.py")
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    """Start a tool in a process with one thread: two of them share two cores best."""
-    threads = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    with open(log, "w") as file:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **threads},
-            cwd=ROOT,
-        )
+class Job:
+    """A tool at work in a process with one thread: two of them share two cores best."""
+
+    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+        self.name, self.log = name, log
+        threads = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **threads},
+                cwd=ROOT,
+            )
 
 
-def wait(processes: dict[str, subprocess.Popen], work_dir: Path) -> None:
-    """Wait for processes and show how far they are; if one fails, end the others and exit."""
+def wait(jobs: list[Job], work_dir: Path) -> None:
+    """Wait for jobs and show how far they are; if one fails, end the others and exit."""
     shown = ""
     try:
-        while any(p.poll() is None for p in processes.values()):
-            time.sleep(2)
-            line = "   ".join(filter(None, (progress(name, work_dir) for name in processes)))
-            if line != shown and line:
+        running = True
+        while running:
+            running = any(job.process.poll() is None for job in jobs)
+            line = "   ".join(filter(None, (progress(job.name, work_dir) for job in jobs)))
+            if line != shown:
                 print(f"  {line}", flush=True)
                 shown = line
-            failed = [name for name, p in processes.items() if p.poll()]
-            if failed:
-                log = work_dir / f"{failed[0]}.log"
-                print("\n".join(log.read_text().splitlines()[-20:]), file=sys.stderr)
-                sys.exit(f"error: {NAMES[failed[0]]} failed; the whole log is {log}")
+            for job in jobs:
+                if job.process.poll():
+                    print("\n".join(job.log.read_text().splitlines()[-20:]), file=sys.stderr)
+                    sys.exit(f"error: {NAMES[job.name]} failed; the whole log is {job.log}")
+            time.sleep(2 * running)
     finally:  # also on Ctrl-C: leave no process behind
-        for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            process.wait()
+        for job in jobs:
+            job.process.terminate()
+        for job in jobs:
+            job.process.wait()
 
 
 def scalars(work_dir: Path) -> list[dict]:
@@ -113,7 +118,7 @@ def curve(work_dir: Path) -> list[dict]:
 def train(names: list[str], work_dir: Path, seed: int, epochs: int | None) -> None:
     """Train two configs side by side."""
     print(f"training: {' and '.join(NAMES[name] for name in names)}", flush=True)
-    processes = {}
+    jobs = []
     for name in names:
         options = [f"randomness.seed={seed}"]
         if epochs:
@@ -122,8 +127,8 @@ def train(names: list[str], work_dir: Path, seed: int, epochs: int | None) -> No
             options.append(f"model.teacher.checkpoint={checkpoint(work_dir / 'teacher')}")
         arguments = ["tools/train.py", config_path(CONFIGS[name])]
         arguments += ["--work-dir", str(work_dir / name), "--cfg-options", *options]
-        processes[name] = start(arguments, work_dir / f"{name}.log")
-    wait(processes, work_dir)
+        jobs.append(Job(name, arguments, work_dir / f"{name}.log"))
+    wait(jobs, work_dir)
 
 
 def checkpoint(work_dir: Path) -> str:
@@ -133,32 +138,25 @@ def checkpoint(work_dir: Path) -> str:
 
 def test(names: list[str], work_dir: Path) -> None:
     """Evaluate checkpoints with the stock configs, which know nothing of distillation."""
-    processes = {}
+    jobs = []
     for name in names:
         arguments = ["tools/test.py", config_path(STOCK[name]), checkpoint(work_dir / name)]
         arguments += ["--work-dir", str(work_dir / name), "--out", str(work_dir / f"{name}.json")]
-        processes[name] = start(arguments, work_dir / f"{name}_test.log")
-    wait(processes, work_dir)
+        jobs.append(Job(name, arguments, work_dir / f"{name}_test.log"))
+    wait(jobs, work_dir)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "demo")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="train every model this long, to try things out")
-    args = parser.parse_args()
+def run(work_dir: Path, seed: int, epochs: int | None) -> dict:
+    """The whole demo for one seed; returns the content of report.json."""
     begin = time.time()
-    work_dir = args.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     for name in CONFIGS:  # what an earlier demo left
         shutil.rmtree(work_dir / name, ignore_errors=True)
     for name in REPORTS:
         (work_dir / name).unlink(missing_ok=True)
 
-    print("generating 600 + 150 images", flush=True)
-    generate_shapes(ROOT / "data" / "shapes", {"train": 600, "val": 150}, (128, 96))
     for names in (["teacher", "alone"], ["distilled", "alone_longer"]):
-        train(names, work_dir, args.seed, args.epochs)
+        train(names, work_dir, seed, epochs)
     print("testing all with their stock configs", flush=True)
     for names in (["teacher", "alone"], ["distilled", "alone_longer"]):
         test(names, work_dir)
@@ -175,7 +173,52 @@ def main() -> None:
         )
         for name in CONFIGS
     }
-    print(write_report(work_dir, runs, begin, args.seed))
+    report = write_report(work_dir, runs, begin, seed)
+    print((work_dir / "report.md").read_text())
+    print(f"the picture: {work_dir / 'report.png'}")
+    return report
+
+
+def summarize(reports: list[dict]) -> str:
+    """Mean and standard deviation over seeds, and the paired gains, as a Markdown table."""
+
+    def row(title: str, values: list[float], sign: str = "") -> str:
+        figures = " ".join(f"{value:{sign}.1f}" for value in values)
+        spread = statistics.stdev(values)
+        return f"| {title} | {statistics.mean(values):{sign}.1f} | {spread:.1f} | {figures} |"
+
+    aps = {name: [100 * report[name]["bbox_mAP"] for report in reports] for name in CONFIGS}
+    seconds = {
+        name: statistics.mean(report[name]["train_seconds"] for report in reports)
+        for name in CONFIGS
+    }
+    lines = ["| AP | mean | standard deviation | seeds |", "|---|---|---|---|"]
+    for name, title in NAMES.items():
+        lines.append(row(f"{title} ({seconds[name]:.0f} s of training)", aps[name]))
+    for name in ("alone", "alone_longer"):
+        gains = [distilled - other for distilled, other in zip(aps["distilled"], aps[name])]
+        lines.append(row(f"gain of distilled over {NAMES[name]}", gains, "+"))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "demo")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="several: one demo each, and a summary"
+    )
+    parser.add_argument("--epochs", type=int, help="train every model this long, to try things out")
+    args = parser.parse_args()
+    work_dir = args.work_dir.resolve()
+    print("generating 600 + 150 images", flush=True)
+    generate_shapes(ROOT / "data" / "shapes", {"train": 600, "val": 150}, (128, 96))
+    if len(args.seeds) == 1:
+        run(work_dir, args.seeds[0], args.epochs)
+        return
+    reports = [run(work_dir / f"seed-{seed}", seed, args.epochs) for seed in args.seeds]
+    text = summarize(reports)
+    (work_dir / "seeds.md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from kd_detr_mmdet.hooks import DistillReportHook, RandomStateHook
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
@@ -34,6 +36,8 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args)
     if args.amp:
+        if not torch.cuda.is_available():
+            raise ConfigError("--amp needs a GPU: MMEngine has no mixed precision on a CPU")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if args.auto_scale_lr:

@@ -182,6 +182,13 @@ def check_pair(model: KDDETR) -> None:
             f"{teacher.embed_dims} channels and the student's {student.embed_dims}: use 'auto' or "
             "'blank'"
         )
+    names = model.point_generator.set_names
+    for name in model.distill_loss.set_weights:
+        if name not in names:
+            raise ConfigError(
+                f"distill_loss.set_weights names {name!r}, but the points' sets are "
+                f"{' and '.join(map(repr, names))}"
+            )
     depths = student.num_decoder_layers, teacher.num_decoder_layers
     if model.distill_loss.layers == "one_to_one" and depths[0] != depths[1]:
         raise ConfigError(

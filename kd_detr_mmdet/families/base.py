@@ -78,6 +78,7 @@ class Family(ABC):
 
         The recorder sits on the instance, not on the class, and is gone afterwards.
         """
+        before = vars(self.detector).get("forward_decoder")
         decode = self.detector.forward_decoder
         record = Record()
 
@@ -91,6 +92,8 @@ class Family(ABC):
             yield record
         finally:
             del self.detector.forward_decoder
+            if before is not None:
+                self.detector.forward_decoder = before
 
     def look(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Record:
         """Run the detector over images (bs, 3, H, W) as at inference, and record its decoding."""

@@ -58,9 +58,9 @@ class RebalancedDistillLoss(nn.Module):
         self,
         class_term: str = "bernoulli",
         temperature: float | None = None,
-        cls_weight: float = 2.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
+        cls_weight: float = 8.0,
+        l1_weight: float = 20.0,
+        giou_weight: float = 8.0,
         set_weights: dict[str, float] | None = None,
         rebalance: bool = True,
         layers: str = "last",
@@ -77,6 +77,8 @@ class RebalancedDistillLoss(nn.Module):
         check_weight("distill_loss.temperature", temperature)
         if temperature == 0:
             raise ConfigError("distill_loss.temperature must be above 0")
+        if set_weights is not None and not isinstance(set_weights, dict):
+            raise ConfigError(f"distill_loss.set_weights must be a dict, got {set_weights!r}")
         self.weights = dict(cls=cls_weight, l1=l1_weight, giou=giou_weight)
         self.set_weights = dict(set_weights or {})
         for name, weight in self.weights.items():
@@ -104,6 +106,8 @@ class RebalancedDistillLoss(nn.Module):
         # One cast here, so that no KL, IoU or sum runs in half precision under AMP.
         student_logits, student_boxes = (t.float() for t in student)
         teacher_logits, teacher_boxes = (t.detach().float() for t in teacher)
+        # A probability of exactly 0 would make 0 * inf of the KL; 1e4 is 0 to float32 as well.
+        teacher_logits = teacher_logits.clamp(-1e4, 1e4)
         weight = self.foreground_weight(teacher_logits[-1])
         if self.layers == "last":
             teacher_logits, teacher_boxes = teacher_logits[-1:], teacher_boxes[-1:]

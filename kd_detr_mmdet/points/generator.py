@@ -52,6 +52,8 @@ class DistillPointGenerator:
                 "points leave nothing to distil: set points.num_general above 0 or "
                 "points.specific=True, or train the student's own config without KDDETR"
             )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ConfigError(f"points.seed must be a whole number or None, got {seed!r}")
         check_choice("points.distribution", distribution, DISTRIBUTIONS)
         self.num_general = num_general
         self.specific = specific
@@ -78,6 +80,11 @@ class DistillPointGenerator:
                 teacher_queries.boxes.size(0), step, teacher_queries.boxes.device
             )
         return sets
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """tuple: Names of the sets that this generator makes."""
+        return ("specific",) * self.specific + ("general",) * bool(self.num_general)
 
     def general(
         self, batch_size: int, step: tuple[int, ...], device: torch.device | str = "cpu"

@@ -83,15 +83,27 @@ def one_line_errors() -> Iterator[None]:
     warnings.filterwarnings("ignore", module=r"(torch|mmdet|mmcv|mmengine)\b")
     try:
         yield
-    except (ConfigError, NonFiniteLossError) as error:
-        reason = error
-    except (OSError, AssertionError) as error:
-        # An image that fails within a data loader worker comes back with the worker's traceback.
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-        if not (isinstance(error, OSError) or "failed to load image" in reason):
+    except Exception as error:
+        reason = _for_the_user(error)
+        if reason is None:
             raise
-    else:
-        return
-    print(f"error: {reason}", file=sys.stderr)
-    sys.stderr.flush()
-    sys.exit(2)
+        sys.stdout.flush()
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """The line that tells a user what to mend; None for a fault of the program."""
+    # An image that fails within a data loader worker comes back with the worker's traceback.
+    line = (str(error).strip().splitlines() or [""])[-1]
+    if isinstance(error, (ConfigError, NonFiniteLossError)):
+        return str(error)
+    if isinstance(error, OSError) or (
+        isinstance(error, AssertionError) and "failed to load image" in line
+    ):
+        return line
+    if isinstance(error, TypeError) and "unexpected keyword argument" in line:
+        return f"unknown option in the config: {line}"
+    if isinstance(error, KeyError) and "registry" in line:
+        return f"unknown type in the config: {line.strip(chr(34))}"
+    return None

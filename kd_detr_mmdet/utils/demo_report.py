@@ -27,7 +27,7 @@ MIN_SCORE = 0.3
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
-def write_report(work_dir: Path, runs: dict[str, dict], begin: float, seed: int) -> str:
+def write_report(work_dir: Path, runs: dict[str, dict], begin: float, seed: int) -> dict:
     """Write report.json, report.md and report.png.
 
     Args:
@@ -37,7 +37,7 @@ def write_report(work_dir: Path, runs: dict[str, dict], begin: float, seed: int)
         seed: The seed of all runs.
 
     Returns:
-        str: The table, as it stands in report.md.
+        dict: The content of report.json.
     """
     torch.set_num_threads(1)
     init_default_scope("mmdet")
@@ -61,10 +61,9 @@ def write_report(work_dir: Path, runs: dict[str, dict], begin: float, seed: int)
     report["machine"] = f"{platform.machine()}, torch {torch.__version__}"
     draw(work_dir / "report.png", runs, models, dataset)
     report["seconds"] = round(time.time() - begin, 1)
-    text = table(runs, report)
-    (work_dir / "report.md").write_text(text)
+    (work_dir / "report.md").write_text(table(runs, report))
     (work_dir / "report.json").write_text(json.dumps(report, indent=1))
-    return text
+    return report
 
 
 def load(run: dict) -> BaseDetector:

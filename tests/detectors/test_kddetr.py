@@ -90,12 +90,14 @@ def test_own_losses_are_bit_identical_to_plain_mmdet(kd_config, batch):
 
 
 def test_student_starts_from_the_weights_of_plain_mmdet(kd_config):
-    # Without init_weights, which would draw most of them anew.
-    torch.manual_seed(0)
-    kd = MODELS.build(kd_config())
-    torch.manual_seed(0)
-    assert_same(kd.state_dict(), MODELS.build(dino_config()).state_dict())
-    assert_same(build(kd_config()).state_dict(), build(dino_config()).state_dict())
+    kd, plain = build(kd_config()), build(dino_config())
+    randoms = []
+    for cfg in (kd_config(), dino_config()):
+        torch.manual_seed(0)
+        MODELS.build(cfg)  # the teacher is built here, before any weight is initialised
+        randoms.append(torch.get_rng_state())
+    assert torch.equal(*randoms)
+    assert_same(kd.state_dict(), plain.state_dict())
 
 
 def test_with_all_weights_at_0_every_gradient_is_bit_equal(kd_config, batch):
@@ -166,8 +168,8 @@ PAIRS = {
     "deep_of_shallow": (dino_config(decoder_layers=4), dino_config(decoder_layers=1)),
     "two_levels_of_three": (dino_config(levels=2), dino_config(levels=3)),
     "three_levels_of_two": (dino_config(levels=3), dino_config(levels=2)),
-    "few_queries_of_many": (dino_config(num_queries=5), dino_config(num_queries=40)),
-    "many_queries_of_few": (dino_config(num_queries=40), dino_config(num_queries=5)),
+    "few_queries_of_many": (dino_config(num_queries=5), dino_config(num_queries=28)),
+    "many_queries_of_few": (dino_config(num_queries=28), dino_config(num_queries=5)),
 }
 DEEP = dino_config()
 DEEP.encoder.num_layers = 3
@@ -198,11 +200,12 @@ def test_identical_student_and_teacher_agree_to_0(kd_config, batch, tmp_path, sh
     cfg = dino_config()
     cfg.backbone.norm_eval = True
     checkpoint = random_checkpoint(tmp_path / "twin.pth", cfg)
-    kd = build(kd_config(student=cfg, teacher=dict(config=cfg, checkpoint=checkpoint)))
-    other = kd_terms(losses_of(kd, batch(kd, shapes)))
+    cfg = kd_config(student=cfg, teacher=dict(config=cfg, checkpoint=checkpoint))
+    kd, unlike = build(cfg), build(cfg)
     load_checkpoint(kd, checkpoint, strict=True)
     same = kd_terms(losses_of(kd, batch(kd, shapes)))
     assert kd.training
+    other = kd_terms(losses_of(unlike, batch(kd, shapes)))
     last = [name for name in same if name.startswith("kd_loss")]
     assert len(last) == 6
     for name in last:
@@ -216,9 +219,11 @@ def test_identical_student_and_teacher_agree_to_0(kd_config, batch, tmp_path, sh
 @pytest.mark.parametrize("num_items", [[3, 0], [0, 0]])
 def test_images_without_boxes(kd_config, batch, num_items):
     kd, plain = build(kd_config()), build(dino_config())
-    data = batch(plain, num_items=num_items)
+    data = batch(plain)
+    full = losses_of(build(kd_config()), copy.deepcopy(data))
+    for sample, number in zip(data["data_samples"], num_items):
+        sample.gt_instances = sample.gt_instances[:number]
     assert [len(sample.gt_instances) for sample in data["data_samples"]] == num_items
-    full = losses_of(build(kd_config()), batch(plain))
     ours, theirs = losses_of(kd, copy.deepcopy(data)), losses_of(plain, copy.deepcopy(data))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     # Where the models are asked has nothing to do with the boxes.
@@ -227,21 +232,24 @@ def test_images_without_boxes(kd_config, batch, num_items):
         assert torch.equal(kd_terms(ours)[name], value), name
 
 
-def test_padding_does_not_move_the_points(kd_config, batch):
-    """An image gets the same general boxes and nearly the same answers beside a larger one."""
-    kd = build(kd_config(points=dict(num_general=10, specific=False)))
-    kd.student.backbone.norm_eval = True
-    alone = losses_of(kd, batch(kd, ((3, 64, 96), (3, 64, 96))))
-    padded = losses_of(kd, batch(kd, ((3, 64, 96), (3, 48, 80))))
-    assert all(value.isfinite() for value in [*alone.values(), *padded.values()])
-    with kd.student_family.recording() as record:
-        losses_of(kd, batch(kd, ((3, 64, 96), (3, 48, 80))))
-    # Padding is told to the decoder, and the small image's valid ratios with it.
-    assert record["inputs"]["memory_mask"].any()
-    assert record["inputs"]["valid_ratios"][1].max() < 1
-    with kd.student_family.recording() as record:
-        losses_of(kd, batch(kd, ((3, 64, 96), (3, 64, 96))))
-    assert record["inputs"]["memory_mask"] is None
+@pytest.mark.parametrize("width", [96, 64])
+def test_every_decoding_knows_the_padding(kd_config, batch, width):
+    kd = build(kd_config())
+    seen = []
+    for model in (kd.student, kd.teacher):
+        model.decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+        )
+    losses = losses_of(kd, batch(kd, ((3, 64, 96), (3, 64, width))))
+    assert all(value.isfinite() for value in kd_terms(losses).values())
+    assert len(seen) == 5
+    for inputs in seen:
+        if width == 96:  # nothing is padded
+            assert inputs["key_padding_mask"] is None
+        else:
+            assert not inputs["key_padding_mask"][0].any()
+            assert inputs["key_padding_mask"][1].any()
+            assert (inputs["valid_ratios"][1, :, 0] < 1).all()
 
 
 # Losses and points
@@ -482,7 +490,8 @@ def test_copies_share_the_teacher(kd_config, batch, copied):
     data = batch(kd)
     with torch.no_grad():
         ours, theirs = losses_of(kd, copy.deepcopy(data)), losses_of(twin, copy.deepcopy(data))
-        assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value)
         twin.student.bbox_head.cls_branches[1].bias.add_(1)
         theirs = losses_of(twin, data)
     assert not torch.equal(theirs["kd_loss_general_cls"], ours["kd_loss_general_cls"])
@@ -524,9 +533,7 @@ def test_state_dict_is_the_plain_students(kd_config, batch):
 
 def assert_same_predictions(model, plain, batch):
     data = batch(plain, training=False)
-    ours, theirs = (
-        m.eval()(**copy.deepcopy(data), mode="predict") for m in (model, plain)
-    )  # fmt: skip
+    ours, theirs = (m.eval()(**copy.deepcopy(data), mode="predict") for m in (model, plain))
     for mine, other in zip(ours, theirs, strict=True):
         assert len(mine.pred_instances) == 12
         for field in ("bboxes", "scores", "labels"):
@@ -536,7 +543,9 @@ def assert_same_predictions(model, plain, batch):
 def test_state_dict_makes_the_round_trip(kd_config):
     source = build(kd_config())
     target = MODELS.build(kd_config())
-    assert not torch.equal(*(next(m.decoder.parameters()) for m in (source.student, target.student)))
+    assert not torch.equal(
+        *(next(m.decoder.parameters()) for m in (source.student, target.student))
+    )
     state = source.state_dict()
     names = list(state)
     target.load_state_dict(state, strict=True)
@@ -581,7 +590,9 @@ def test_strict_loading_reports_keys(kd_config, load):
     state = kd.state_dict()
     state["bbox_head.surplus"] = torch.zeros(1)
     del state["query_embedding.weight"]
-    loader = kd.load_state_dict if load == "torch" else lambda s, strict: mmengine_load(kd, s, strict)
+    loader = (
+        kd.load_state_dict if load == "torch" else lambda s, strict: mmengine_load(kd, s, strict)
+    )
     with pytest.raises(RuntimeError) as error:
         loader(state, strict=True)
     assert "bbox_head.surplus" in str(error.value)
@@ -620,10 +631,9 @@ def test_tensor_mode_and_features_are_the_students_alone(untaught, batch):
     data = batch(plain, training=False)
     ours = untaught.eval()(**copy.deepcopy(data), mode="tensor")
     theirs = plain(**copy.deepcopy(data), mode="tensor")
-    assert len(ours) == len(theirs) == 4
+    assert len(ours) == len(theirs) > 1
     for mine, other in zip(ours, theirs):
-        pairs = zip(mine, other) if isinstance(mine, (list, tuple)) else [(mine, other)]
-        assert all(torch.equal(a, b) for a, b in pairs)
+        assert torch.equal(mine, other)
     features = zip(untaught.extract_feat(data["inputs"]), plain.extract_feat(data["inputs"]))
     assert all(torch.equal(a, b) for a, b in features)
 

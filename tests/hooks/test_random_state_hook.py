@@ -1,0 +1,120 @@
+"""RandomStateHook: random state in checkpoints, and untouched by validation."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import HOOKS
+
+from kd_detr_mmdet.hooks import RandomStateHook
+from kd_detr_mmdet.hooks.random_state_hook import get_random_state, set_random_state
+
+
+@pytest.fixture(autouse=True)
+def state_of_other_tests():
+    before = get_random_state()
+    yield
+    set_random_state(before)
+
+
+def draw():
+    """One number of every generator that training draws from, and a cached NumPy normal."""
+    return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+
+def runner(resume=True, rank=0):
+    return SimpleNamespace(_resume=resume, rank=rank)
+
+
+def checkpoint():
+    saved = {}
+    RandomStateHook().before_save_checkpoint(runner(), saved)
+    return saved
+
+
+def test_state_makes_the_round_trip():
+    np.random.randn()  # leaves a second normal in NumPy's cache
+    state = get_random_state()
+    drawn = draw(), draw()
+    set_random_state(state)
+    assert (draw(), draw()) == drawn
+    assert (draw(), draw()) != drawn
+
+
+def test_resumed_run_draws_on():
+    saved = checkpoint()
+    drawn = draw()
+    hook = RandomStateHook()
+    hook.after_load_checkpoint(runner(), saved)
+    draw()  # between loading and training the data loaders are built
+    hook.before_train_epoch(runner())
+    assert draw() == drawn
+
+
+def test_only_the_first_epoch_is_restored():
+    saved = checkpoint()
+    hook = RandomStateHook()
+    hook.after_load_checkpoint(runner(), saved)
+    hook.before_train_epoch(runner())
+    first = draw()
+    hook.before_train_epoch(runner())
+    assert draw() != first
+
+
+@pytest.mark.parametrize(
+    "loaded_by, trained_by",
+    [
+        (runner(resume=False), runner(resume=False)),  # load_from: weights for a new run
+        (runner(), runner(rank=1)),  # only rank 0's state was stored
+    ],
+)
+def test_who_keeps_its_own_state(loaded_by, trained_by):
+    saved = checkpoint()
+    drawn = draw()
+    hook = RandomStateHook()
+    hook.after_load_checkpoint(loaded_by, saved)
+    state = get_random_state()
+    hook.before_train_epoch(trained_by)
+    assert draw() != drawn
+    set_random_state(state)
+    expected = draw()
+    set_random_state(state)
+    hook.before_train_epoch(trained_by)
+    assert draw() == expected
+
+
+def test_checkpoint_without_a_state_resumes():
+    hook = RandomStateHook()
+    hook.after_load_checkpoint(runner(), {})
+    state = get_random_state()
+    expected = draw()
+    set_random_state(state)
+    hook.before_train_epoch(runner())
+    assert draw() == expected
+
+
+def test_validation_leaves_the_state_untouched():
+    hook = RandomStateHook()
+    hook.before_val(runner())
+    drawn = draw()
+    draw()
+    hook.after_val(runner())
+    assert draw() == drawn
+
+
+def test_stored_state_is_safe_to_load(tmp_path):
+    """Since PyTorch 2.6 a checkpoint is read without running code of its author."""
+    saved = checkpoint()
+    drawn = draw()
+    torch.save(saved, tmp_path / "state.pth")
+    loaded = torch.load(tmp_path / "state.pth", weights_only=True)
+    hook = RandomStateHook()
+    hook.after_load_checkpoint(runner(), loaded)
+    hook.before_train_epoch(runner())
+    assert draw() == drawn
+
+
+def test_a_config_can_name_the_hook():
+    assert isinstance(HOOKS.build(dict(type="RandomStateHook")), RandomStateHook)

@@ -1,0 +1,251 @@
+"""tools/train.py and tools/test.py as their users run them: a whole distillation, and bad input."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEACHER, build, dino_config, random_checkpoint
+from mmengine.config import Config
+
+from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """16 + 8 generated images."""
+    return generate_shapes(
+        tmp_path_factory.mktemp("data") / "shapes", {"train": 16, "val": 8}, (64, 48)
+    )
+
+
+@pytest.fixture
+def write_config(tmp_path, shapes, teacher_checkpoint):
+    """Writes config files of the student alone and distilled; options override by dotted key."""
+
+    def write(distilled=True, **options):
+        base = Config.fromfile(ROOT / "configs/demo/dino_alone.py")
+        base.model = dino_config()
+        base.default_hooks.logger.interval = 1
+        base.env_cfg.mp_cfg.mp_start_method = "spawn"
+        for loader in ("train", "val", "test"):
+            dataset = base[f"{loader}_dataloader"].dataset
+            dataset.data_root = str(shapes)
+            dataset.pipeline[2].scale = (64, 48)
+        annotations = str(shapes / "annotations/instances_val.json")
+        base.val_evaluator.ann_file = base.test_evaluator.ann_file = annotations
+        base.train_cfg.max_epochs = 1
+        base.work_dir = str(tmp_path / "work")
+        if distilled:
+            teacher = dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint)
+            base.model = dict(
+                type="KDDETR", student=base.model, teacher=teacher, points=dict(num_general=10)
+            )
+        base.merge_from_dict(options)
+        path = tmp_path / ("distilled.py" if distilled else "alone.py")
+        base.dump(path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs a tool in this process: (exit code, last line of stderr, stdout)."""
+
+    # Asking the compilers for their versions takes longer than all the rest.
+    monkeypatch.setattr("mmengine.runner.runner.collect_env", lambda: {"Python": "3"})
+
+    def tool(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return code, (err.strip().splitlines() or [""])[-1], out
+
+    return tool
+
+
+def assert_refused(result, *told):
+    """One line, exit code 2, and every part of what was to be told."""
+    code, line, _ = result
+    assert code == 2
+    assert line.startswith("error: ")
+    for part in told:
+        assert str(part) in line
+
+
+def test_distils_tests_and_resumes(write_config, run, tmp_path):
+    config = write_config()
+    code, _, out = run("train.py", config)
+    assert code == 0
+    # The summary, and every term of the loss.
+    assert re.search(r"student  DINO, 0\.09 M parameters, .* GFLOPs at 64x48", out)
+    assert re.search(r"teacher\.pth \(sha256 [0-9a-f]{8}\)", out)
+    assert "16 specific (the teacher's queries) + 10 general (uniform) per image" in out
+    for term in ("kd_loss_specific_cls: ", "d0.kd_loss_general_giou: "):
+        assert term in out
+    # Versions, hooks and initial weights go to the file.
+    log = next((tmp_path / "work").glob("*/*.log")).read_text()
+    for told in ("System environment:", "Hooks will be executed", "Initialized by user-defined"):
+        assert told in log
+        assert told not in out
+
+    checkpoint = tmp_path / "work" / "epoch_1.pth"
+    assert set(torch.load(checkpoint, weights_only=False)["state_dict"]) == set(
+        build(dino_config()).state_dict()
+    )
+    metrics = []
+    for name in (config, write_config(distilled=False)):
+        out_file = tmp_path / f"{Path(name).stem}.json"
+        assert run("test.py", name, checkpoint, "--out", out_file)[0] == 0
+        metrics.append(json.loads(out_file.read_text()))
+    assert metrics[0] == metrics[1]
+    assert "coco/bbox_mAP" in metrics[0]
+
+    code, _, out = run("train.py", config, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
+    assert code == 0
+    assert re.search(r"Epoch\(train\) +\[2\]", out)
+    assert not re.search(r"Epoch\(train\) +\[1\]", out)
+    assert (tmp_path / "work" / "epoch_2.pth").exists()
+
+
+def test_testing_needs_no_teacher(write_config, run, tmp_path):
+    checkpoint = random_checkpoint(tmp_path / "student.pth", dino_config())
+    config = write_config(**{"model.teacher.checkpoint": "missing.pth"})
+    assert run("test.py", config, checkpoint)[0] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_amp_without_a_gpu(write_config, run):
+    assert_refused(run("train.py", write_config(), "--amp"), "--amp needs a GPU")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
+def test_bad_teacher_checkpoint(write_config, run, tmp_path, teacher_checkpoint, damage):
+    path = tmp_path / "damaged.pth"
+    if damage == "truncated":
+        path.write_bytes(Path(teacher_checkpoint).read_bytes()[:20_000])
+    elif damage == "other":
+        random_checkpoint(path, dino_config(width=64))
+    result = run("train.py", write_config(**{"model.teacher.checkpoint": str(path)}))
+    told = {"missing": "no file", "truncated": "cannot be read", "other": "of another shape"}
+    assert_refused(result, "teacher.checkpoint", path, told[damage])
+
+
+def test_failed_start_keeps_earlier_files(write_config, run, tmp_path, shapes):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "epoch_1.pth").write_bytes(b"precious")
+    (work / "distilled.py").write_text("# earlier")
+    config = write_config(**{"train_dataloader.dataset.ann_file": "missing.json"})
+    assert_refused(run("train.py", config), "no annotation file", shapes / "missing.json")
+    assert {p.name for p in work.iterdir()} == {"epoch_1.pth", "distilled.py"}
+    assert (work / "epoch_1.pth").read_bytes() == b"precious"
+
+
+def test_other_class_names_than_the_teachers(write_config, run, tmp_path):
+    path = random_checkpoint(
+        tmp_path / "t.pth", dino_config(**TEACHER), classes=SHAPE_CLASSES[::-1]
+    )
+    result = run("train.py", write_config(**{"model.teacher.checkpoint": path}))
+    assert_refused(result, "teacher was trained on classes (ring, triangle, square, disc")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"model.teacher.config": "no/such.py"}, "no config file 'no/such.py'"),
+        ({"model.student.type": "DDQDETR"}, "DDQDETR"),
+        ({"model.points": dict(num_general=0, specific=False)}, "nothing to distil"),
+        ({"model.student.bbox_head.num_classes": 5}, "same classes"),
+        ({"model.distill_loss": dict(layer="last")}, "layer"),
+        ({"model.pionts": dict(num_general=1)}, "pionts"),
+    ],
+)
+def test_bad_options(write_config, run, options, told):
+    assert_refused(run("train.py", write_config(**options)), told)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no annotation file"),
+        ("{", "not valid JSON"),
+        ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
+        (
+            '{"images": [{"id": 1, "file_name": "no.png"}], "categories": []}',
+            "knows no class 'disc'",
+        ),
+    ],
+)
+def test_bad_annotation_file(write_config, run, tmp_path, content, told):
+    path = tmp_path / "annotations.json"
+    if content is not None:
+        path.write_text(content)
+    for name in ("train", "test"):
+        loader = f"{name}_dataloader"
+        config = write_config(**{f"{loader}.dataset.ann_file": str(path)})
+        arguments = [config] if name == "train" else [config, "unused.pth"]
+        assert_refused(run(f"{name}.py", *arguments), loader, path, told)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_image(write_config, run, tmp_path, damage, workers):
+    root = generate_shapes(tmp_path / "bad", {"train": 8, "val": 2}, (64, 48))
+    image = root / "images/train/000003.png"
+    image.unlink() if damage == "missing" else image.write_bytes(b"x" * 99 * (damage == "garbage"))
+    config = write_config(
+        **{
+            "train_dataloader.dataset.data_root": str(root),
+            "train_dataloader.num_workers": workers,
+            "train_dataloader.dataset.ann_file": "annotations/instances_train.json",
+        }
+    )
+    assert_refused(run("train.py", config), image)
+
+
+def test_bad_checkpoint_to_test(write_config, run, tmp_path):
+    path = random_checkpoint(tmp_path / "other.pth", dino_config(width=64))
+    assert_refused(run("test.py", write_config(), path), "checkpoint", path, "of another shape")
+    assert_refused(run("test.py", write_config(), "none.pth"), "no file 'none.pth'")
+
+
+def test_non_finite_loss_stops_the_run(write_config, run, tmp_path, teacher_checkpoint):
+    checkpoint = torch.load(teacher_checkpoint, weights_only=False)
+    checkpoint["state_dict"]["bbox_head.cls_branches.2.bias"][:] = float("nan")
+    torch.save(checkpoint, tmp_path / "nan.pth")
+    config = write_config(**{"model.teacher.checkpoint": str(tmp_path / "nan.pth")})
+    assert_refused(
+        run("train.py", config), "kd_loss_specific_cls = nan", "iteration 0", "image ids"
+    )
+    assert not (tmp_path / "work" / "epoch_1.pth").exists()
+
+
+def test_bad_config_file(run, tmp_path):
+    assert_refused(run("train.py", tmp_path / "none.py"), "no config file", tmp_path / "none.py")
+    (tmp_path / "broken.py").write_text("model = dict(")
+    assert_refused(run("train.py", tmp_path / "broken.py"), "cannot be read", "broken.py")
+    (tmp_path / "empty.py").write_text("a = 1")
+    assert_refused(run("train.py", tmp_path / "empty.py"), "holds no 'model'")
+
+
+def test_an_error_ends_a_real_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/train.py"), str(tmp_path / "none.py")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no config file")
+    assert "Traceback" not in done.stderr
