@@ -108,7 +108,7 @@ class KDDETR(BaseDetector):
             NonFiniteLossError: If a loss is NaN or infinite.
         """
         with self.student_family.recording() as student_record:
-            losses = self.student.loss(batch_inputs, batch_data_samples)
+            losses = self._student_loss(batch_inputs, batch_data_samples)
         with preserved_rng(batch_inputs.device):
             with torch.no_grad():
                 teacher_record = self.teacher_family.look(batch_inputs, batch_data_samples)
@@ -123,6 +123,17 @@ class KDDETR(BaseDetector):
                 losses.update(self.distill_loss(answer, target, name))
         check_finite(losses, batch_data_samples)
         return losses
+
+    def _student_loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        try:
+            return self.student.loss(batch_inputs, batch_data_samples)
+        except ValueError as error:
+            if "invalid numeric entries" not in str(error):
+                raise
+            # SciPy's assignment meets a NaN before any loss does.
+            raise NonFiniteLossError(
+                f"the student's predictions are not finite {_where(batch_data_samples)}"
+            ) from error
 
     def predict(self, *args: Any, **kwargs: Any) -> SampleList:
         """The student's predictions."""
@@ -198,8 +209,7 @@ def check_pair(model: KDDETR) -> None:
     ours, theirs = model.data_preprocessor, model.teacher.data_preprocessor
     for name in ("mean", "std", "_channel_conversion"):
         mine, other = getattr(ours, name, None), getattr(theirs, name, None)
-        same = torch.equal(mine, other) if torch.is_tensor(mine) else mine == other
-        if not same:
+        if _plain(mine) != _plain(other):
             raise ConfigError(
                 f"student and teacher see the same pixels, but their data_preprocessors differ in "
                 f"{name.lstrip('_')} ({_plain(mine)} and {_plain(other)}): give both the one that "
@@ -221,12 +231,15 @@ def check_finite(losses: dict[str, Any], batch_data_samples: SampleList) -> None
     if torch.stack(list(terms.values())).isfinite().all():  # one look at the device for all
         return
     bad = [f"{name} = {value.item()}" for name, value in terms.items() if not value.isfinite()]
+    raise NonFiniteLossError(f"{', '.join(bad)} {_where(batch_data_samples)}")
+
+
+def _where(batch_data_samples: SampleList) -> str:
     iteration = MessageHub.get_current_instance().get_info("iter", "unknown")
-    images = [str(s.get("img_id", s.get("img_path", "?"))) for s in batch_data_samples]
-    raise NonFiniteLossError(
-        f"{', '.join(bad)} at iteration {iteration}, image ids {', '.join(images)}: training "
-        "stopped before the weights changed. Look at these images' boxes, lower the learning rate, "
-        "or train without --amp"
+    images = ", ".join(str(s.get("img_id", s.get("img_path", "?"))) for s in batch_data_samples)
+    return (
+        f"at iteration {iteration}, image ids {images}: training stopped before the weights "
+        "changed. Look at these images' boxes, lower the learning rate, or train without --amp"
     )
 
 

@@ -98,10 +98,10 @@ def load_strictly(
     meta = content.get("meta") or {}
     dataset_meta = meta.get("dataset_meta") or meta
     classes = dataset_meta.get("classes", dataset_meta.get("CLASSES"))
-    is_file = Path(checkpoint).is_file()
+    path = Path(checkpoint).expanduser()
     detector.checkpoint_info = dict(
         source=checkpoint,
-        sha256=_sha256(checkpoint) if is_file else None,
+        sha256=_sha256(path) if path.is_file() else None,
         classes=None if classes is None else tuple(classes),
     )
 
@@ -134,7 +134,7 @@ def _read(checkpoint: str, what: str) -> dict:
     return content
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

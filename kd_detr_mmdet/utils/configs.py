@@ -46,6 +46,8 @@ def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
         raise ConfigError(f"{what}: the config holds no 'model' with a 'type'")
     model = ConfigDict(copy.deepcopy(model))
     if is_kd_model(model):
+        if "student" not in model:
+            raise ConfigError(f"{what}: the distillation's config has no 'student'")
         student = model_config(model.student, what)
         student.setdefault("data_preprocessor", model.get("data_preprocessor"))
         return student
@@ -57,7 +59,9 @@ def _read(source: str, what: str) -> Config:
     try:
         return get_config(source) if "::" in source else Config.fromfile(source)
     except FileNotFoundError as error:
-        hint = "" if "::" in source or source.endswith(".py") else " (a config's name ends in .py)"
+        if Path(source).is_file():  # it is there, but not what it inherits
+            raise ConfigError(f"{what}: the config {source!r} cannot be read: {error}") from error
+        hint = "" if source.endswith(".py") else " (a config's name ends in .py)"
         raise ConfigError(f"{what}: no config file {source!r}{hint}: check its path") from error
     except Exception as error:  # a config is a program: it may fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

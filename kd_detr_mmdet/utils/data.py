@@ -30,7 +30,8 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
     seen = set()
     for name in loaders:
         for dataset in _coco_datasets((cfg.get(name) or {}).get("dataset")):
-            key = str(dataset.get("ann_file")), str(dataset.get("data_root"))
+            keys = ("type", "ann_file", "data_root", "data_prefix", "metainfo")
+            key = tuple(str(dataset.get(name)) for name in keys)
             if key not in seen:
                 seen.add(key)
                 _check_coco(dataset, f"{name}.dataset")
@@ -83,6 +84,8 @@ def _check_images(images: list[dict], folder: Path, where: str, ann_file: str) -
     sizes: dict[Path, dict[str, int]] = {}
     bad = []
     for image in images:
+        if "file_name" not in image:
+            raise ConfigError(f"{where}: an image of {ann_file!r} has no 'file_name': {image}")
         path = folder / image["file_name"]
         if path.parent not in sizes:  # one listing a folder: a stat each takes minutes on COCO
             found = os.scandir(path.parent) if path.parent.is_dir() else ()

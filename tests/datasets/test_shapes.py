@@ -90,15 +90,16 @@ def test_classes_counts_and_sizes_are_spread(larger):
     assert sorted(classes) == [1, 2, 3, 4]
     assert min(classes.values()) > 0.7 * max(classes.values())
     counts = Counter(a["image_id"] for a in items)
-    assert set(counts.values()) == set(range(1, 9))
+    assert set(counts.values()) == set(range(1, 7))
     assert 1 <= 150 - len(counts) <= 9  # about 2 % of the images are empty
     sides = np.array([max(a["bbox"][2:]) for a in items])
-    assert (sides < 16).mean() > 0.1 and (sides > 32).mean() > 0.1
+    assert (sides < 20).mean() > 0.1 and (sides > 32).mean() > 0.1
     cut = [min(a["bbox"][:2]) == 0 for a in items]
     assert 0.02 < np.mean(cut) < 0.4
 
 
-def test_colour_does_not_tell_the_class(larger):
+def test_colour_hints_at_the_class_but_does_not_tell(larger):
+    """The nearest mean colour is better than chance (1 in 3), but wrong for many objects."""
     images = [cv2.imread(str(p)) for p in sorted((larger / "images" / "train").iterdir())]
     colors = {1: [], 2: [], 3: []}  # a ring's centre is background
     for item in annotations(larger, "train")["annotations"]:
@@ -107,15 +108,19 @@ def test_colour_does_not_tell_the_class(larger):
             pixel = images[item["image_id"] - 1][int(y + h / 2), int(x + w / 2)]
             colors[item["category_id"]].append(pixel)
     means = np.array([np.mean(c, axis=0) for c in colors.values()])
-    spread = np.array([np.std(c, axis=0) for c in colors.values()])
-    assert np.ptp(means, axis=0).max() < 30 and spread.min() > 45
+    hits = [
+        np.linalg.norm(means - pixel, axis=1).argmin() == label
+        for label, pixels in enumerate(colors.values())
+        for pixel in pixels
+    ]
+    assert 0.5 < np.mean(hits) < 0.85
 
 
 def test_painted_object_stands_out():
     mask, _ = shapes.render_shape(shapes.shape_outline("disc", (32, 32), 30), (64, 64))
     for seed in range(200):
         canvas = np.full((64, 64, 3), 128, np.float32)
-        shapes._paint(np.random.default_rng(seed), canvas, mask)
+        shapes._paint(np.random.default_rng(seed), canvas, mask, seed % 4)
         assert np.linalg.norm(canvas[mask == 1].mean(axis=0) - 128) > 50
         assert (canvas[mask == 0] == 128).all()
 
@@ -165,7 +170,9 @@ def test_box_of_a_shape_cut_by_the_border():
 def test_annotated_boxes_are_those_of_the_painted_masks(monkeypatch):
     masks, paint = [], shapes._paint
     monkeypatch.setattr(
-        shapes, "_paint", lambda rng, canvas, m: (masks.append(m), paint(rng, canvas, m))
+        shapes,
+        "_paint",
+        lambda rng, canvas, m, label: (masks.append(m), paint(rng, canvas, m, label)),
     )
     for index in range(1, 41):
         masks.clear()
