@@ -25,10 +25,10 @@ test_evaluator = val_evaluator
 
 model = dict(bbox_head=dict(num_classes=len(classes)))
 
-max_epochs = 10
+max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=50),
-    dict(type="MultiStepLR", by_epoch=True, milestones=[int(0.8 * max_epochs)], gamma=0.1),
+    dict(type="MultiStepLR", by_epoch=True, milestones=[6], gamma=0.1),
 ]
 randomness = dict(seed=0)

@@ -6,7 +6,7 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         config="{{ fileDirname }}/dino_teacher.py",
-        checkpoint="work_dirs/demo/teacher/epoch_10.pth",
+        checkpoint="work_dirs/demo/teacher/epoch_8.pth",
     ),
     points=dict(num_general=60),
 )
