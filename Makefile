@@ -27,6 +27,8 @@ setup: $(READY)
 
 # Without isolation the package's build sees what is installed (setup.py asks), and needs no network.
 $(READY): requirements.txt setup.py
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))" || \
+		{ echo "Python 3.10 to 3.12 is needed: make PYTHON=python3.11 ..."; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade "setuptools>=77" wheel
 	$(RUN) -m pip install --quiet -r requirements.txt

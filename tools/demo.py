@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -209,6 +210,8 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, help="train every model this long, to try things out")
     args = parser.parse_args()
+    # Ended from outside, it ends its jobs as on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     work_dir = args.work_dir.resolve()
     print("generating 600 + 150 images", flush=True)
     generate_shapes(ROOT / "data" / "shapes", {"train": 600, "val": 150}, (128, 96))

@@ -61,8 +61,17 @@ def read_config(args: argparse.Namespace) -> Config:
         raise ConfigError(f"config {args.config!r} holds no 'model' with a 'type'")
     cfg.launcher = args.launcher
     if args.launcher == "pytorch" and not torch.cuda.is_available():
-        # MMEngine's own launch asks for a GPU before it looks at the backend.
+        # MMEngine's own launch and wrapper ask for a GPU before they look at the backend.
         torch.distributed.init_process_group("gloo")
+        cfg.setdefault(
+            "model_wrapper_cfg",
+            dict(
+                type="MMDistributedDataParallel",
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get("find_unused_parameters", False),
+            ),
+        )
     return cfg
 
 

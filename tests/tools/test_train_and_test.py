@@ -1,6 +1,7 @@
 """tools/train.py and tools/test.py as their users run them: a whole distillation, and bad input."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -117,6 +118,19 @@ def test_distils_tests_and_resumes(write_config, run, tmp_path):
     assert re.search(r"Epoch\(train\) +\[2\]", out)
     assert not re.search(r"Epoch\(train\) +\[1\]", out)
     assert (tmp_path / "work" / "epoch_2.pth").exists()
+
+
+def test_two_processes_distil_on_a_cpu(write_config, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--standalone", str(ROOT / "tools/train.py"), write_config()]
+    options = ["--launcher", "pytorch", "--cfg-options", "train_dataloader.batch_size=4"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, *options], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "kd_loss_general_cls: " in done.stdout
+    assert "[2/2]" in done.stdout  # 16 images, 2 ranks, 4 each: 2 steps
+    saved = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)
+    assert set(saved["state_dict"]) == set(build(dino_config()).state_dict())
 
 
 def test_testing_needs_no_teacher(write_config, run, tmp_path):
