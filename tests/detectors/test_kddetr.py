@@ -788,3 +788,19 @@ def test_config_may_be_built_twice(kd_config):
         assert kd.point_generator.num_general == 7
         assert kd.distill_loss.weights["l1"] == 3
     assert cfg == before
+
+
+def test_mixed_precision_keeps_the_distillation_losses_in_float32(kd_config, batch):
+    kd = build(kd_config()).train()
+    data = batch(kd)
+    full = losses_of(kd, copy.deepcopy(data))
+    torch.manual_seed(0)
+    kd._last_step = (-1, 0)  # draw the same general points once more
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = kd(**data, mode="loss")
+    for name, value in half.items():
+        if name.startswith(("kd_", "d0.kd_")):
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, full[name], rtol=0.1, atol=0.1)
+    sum(half[name] for name in half if "kd_loss" in name).backward()
+    assert all(p.grad.isfinite().all() for p in kd.parameters() if p.grad is not None)
