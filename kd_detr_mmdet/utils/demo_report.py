@@ -117,8 +117,9 @@ def draw(path: Path, runs: dict, models: dict[str, BaseDetector], dataset: Datas
     shown = [name for name in ("teacher", "alone", "distilled") if name in models]
     indices = [i for i in range(len(dataset)) if len(dataset.get_data_info(i)["instances"]) >= 4]
     indices = indices[:IMAGES_SHOWN]
-    figure = plt.figure(figsize=(3 * (1 + len(shown)), 4 + 2.3 * len(indices)), dpi=110)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[4, 2.3 * len(indices)])
+    size = (2.6 * (1 + len(shown)), 3.6 + 2.1 * len(indices))
+    figure = plt.figure(figsize=size, dpi=100, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3.6, 2.1 * len(indices)])
     for axes, key in zip(upper.subplots(1, 2, sharey=True), ("iteration", "seconds")):
         for (name, run), color in zip(runs.items(), COLORS):
             x, y = zip(*[(point[key], 100 * point["bbox_mAP"]) for point in run["curve"]])
@@ -129,7 +130,7 @@ def draw(path: Path, runs: dict, models: dict[str, BaseDetector], dataset: Datas
         axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
     grid = lower.subplots(len(indices), 1 + len(shown), squeeze=False)
-    for row, index in zip(grid, indices):
+    for number, (row, index) in enumerate(zip(grid, indices)):
         batch = pseudo_collate([dataset[index]])
         image = batch["inputs"][0].permute(1, 2, 0).numpy()[..., ::-1]
         truth = dataset.get_data_info(index)["instances"]
@@ -147,7 +148,7 @@ def draw(path: Path, runs: dict, models: dict[str, BaseDetector], dataset: Datas
         for axes, (title, (boxes, labels)) in zip(row, results.items()):
             axes.imshow(image)
             axes.axis("off")
-            if row is grid[0]:
+            if number == 0:
                 axes.set_title(title, fontsize="medium")
             for (x1, y1, x2, y2), label in zip(boxes, labels):
                 color = COLORS[label % len(COLORS)]
