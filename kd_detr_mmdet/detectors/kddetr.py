@@ -9,6 +9,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import SampleList
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
+from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
 from ..families import Family, build_family
@@ -36,7 +37,9 @@ class KDDETR(BaseDetector):
         student: The student's model config, in any form that
             :func:`~kd_detr_mmdet.utils.configs.model_config` takes.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
-            ``strict``; see :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`.
+            ``strict``; see :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. Its images are
+            the student's, so both need one normalisation; a teacher whose config names no
+            ``data_preprocessor`` is taken to have been trained with the student's.
         points: Config of the points generator.
         distill_loss: Config of the distillation loss.
         blank_content: Content query of both models at points without content; see
@@ -207,6 +210,8 @@ def check_pair(model: KDDETR) -> None:
             f"{depths[0]} layers and the teacher {depths[1]}: use layers='last'"
         )
     ours, theirs = model.data_preprocessor, model.teacher.data_preprocessor
+    if not isinstance(theirs, ImgDataPreprocessor):
+        return  # its config names none: it is taken to have been trained with the student's
     for name in ("mean", "std", "_channel_conversion"):
         mine, other = getattr(ours, name, None), getattr(theirs, name, None)
         if _plain(mine) != _plain(other):

@@ -45,6 +45,10 @@ def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
     if not isinstance(model, dict) or "type" not in model:
         raise ConfigError(f"{what}: the config holds no 'model' with a 'type'")
     model = ConfigDict(copy.deepcopy(model))
+    if "type" not in config and config.get("data_preprocessor"):  # as MMEngine's Runner does
+        model.setdefault(
+            "data_preprocessor", ConfigDict(copy.deepcopy(config["data_preprocessor"]))
+        )
     if is_kd_model(model):
         if "student" not in model:
             raise ConfigError(f"{what}: the distillation's config has no 'student'")

@@ -704,11 +704,20 @@ def test_teacher_that_sees_other_pixels(kd_config, option, value, name):
     assert "that the teacher was trained with" in message
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_one_without_a_data_preprocessor(kd_config, who):
-    cfg = kd_config(teacher=teacher_of())
-    (cfg.student if who == "student" else cfg.teacher.config).pop("data_preprocessor")
+def test_student_without_a_data_preprocessor(kd_config):
+    cfg = kd_config()
+    cfg.student.pop("data_preprocessor")
     assert "data_preprocessors differ in mean" in refused(cfg)
+
+
+def test_a_teacher_that_names_no_data_preprocessor_sees_the_students_pixels(kd_config, batch):
+    cfg = kd_config(teacher=teacher_of())
+    cfg.teacher.config.pop("data_preprocessor")
+    kd, usual = build(cfg), build(kd_config(teacher=teacher_of()))
+    data = batch(kd)
+    losses = losses_of(kd, copy.deepcopy(data))
+    for name, value in losses_of(usual, data).items():
+        assert torch.equal(losses[name], value)
 
 
 def test_two_data_preprocessors(kd_config):

@@ -194,3 +194,12 @@ def test_folder(tmp_path):
 def test_distillation_without_a_student():
     message = refused(dict(type="KDDETR", teacher=dict(config="x.py", checkpoint=None)))
     assert "student" in message
+
+
+def test_a_config_may_keep_the_data_preprocessor_beside_the_model():
+    """MMEngine's Runner takes it from there, so a teacher's must too."""
+    preprocessor = dict(type="DetDataPreprocessor", mean=[1.0, 2.0, 3.0])
+    config = Config(dict(model=dict(type="DINO"), data_preprocessor=preprocessor))
+    assert model_config(config).data_preprocessor == preprocessor
+    config.model.data_preprocessor = dict(type="Own")
+    assert model_config(config).data_preprocessor == dict(type="Own")
