@@ -57,6 +57,36 @@ def dino_config(
     return ConfigDict(copy.deepcopy(cfg.to_dict()))
 
 
+def dab_config(width=32, decoder_layers=2, num_queries=12, num_classes=4, channels=4, patterns=0):
+    """mmdet's own DAB-DETR config, shrunk alike."""
+    cfg = get_config("mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py").model
+    cfg.num_queries = num_queries
+    cfg.num_patterns = patterns
+    cfg.backbone.update(
+        depth=18,
+        base_channels=channels,
+        stem_channels=channels,
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        init_cfg=None,
+    )
+    cfg.neck.update(in_channels=[8 * channels], out_channels=width)
+    cfg.encoder.num_layers = 1
+    cfg.decoder.num_layers = decoder_layers
+    for coder in (cfg.encoder, cfg.decoder):
+        for name, part in coder.layer_cfg.items():
+            part.embed_dims = width
+            if name == "ffn_cfg":
+                part.feedforward_channels = 2 * width
+            else:
+                part.num_heads = 2
+    cfg.positional_encoding.num_feats = width // 2
+    cfg.bbox_head.update(num_classes=num_classes, embed_dims=width)
+    cfg.test_cfg.max_per_img = num_queries
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
 TEACHER = dict(decoder_layers=3, num_queries=16, levels=3)
 
 

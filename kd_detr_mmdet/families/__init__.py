@@ -3,9 +3,10 @@
 from mmdet.models.detectors.base import BaseDetector
 
 from .base import Family, unsupported
+from .dab_detr import DABDETRFamily
 from .dino import DINOFamily
 
-FAMILIES: tuple[type[Family], ...] = (DINOFamily,)
+FAMILIES: tuple[type[Family], ...] = (DINOFamily, DABDETRFamily)
 
 
 def build_family(detector: BaseDetector, **options: str) -> Family:
@@ -20,4 +21,4 @@ def build_family(detector: BaseDetector, **options: str) -> Family:
     raise unsupported(detector, [f.__name__.removesuffix("Family") for f in FAMILIES])
 
 
-__all__ = ["FAMILIES", "DINOFamily", "Family", "build_family"]
+__all__ = ["FAMILIES", "DABDETRFamily", "DINOFamily", "Family", "build_family"]

@@ -20,8 +20,8 @@ def lines(path):
 
 
 def test_the_shipped_experiments_are_found():
-    assert len(DISTILLED) == 5
-    assert len(EXPERIMENTS) == 13
+    assert len(DISTILLED) == 7
+    assert len(EXPERIMENTS) == 18
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
@@ -45,9 +45,8 @@ def test_a_distilled_config_is_short(path):
 def test_it_differs_from_the_student_alone_in_the_model_only(path):
     cfg = Config.fromfile(CONFIGS / path)
     student = "dino_alone.py"
-    if path.parts[0] == "dino":
-        depth = re.search(r"to-r(\d+)", path.name).group(1)
-        student = f"dino-4scale_r{depth}_8xb2-12e_coco.py"
+    if "-to-" in path.name:  # kd-detr_<detector>_<teacher>-to-<student>_<schedule>
+        student = re.sub(r"kd-detr_(.*)_[^_]*-to-", r"\1_", path.name)
     alone = Config.fromfile(CONFIGS / path.parent / student)
     assert cfg.model.student == alone.model
     for key in alone:
@@ -73,9 +72,10 @@ def test_the_teachers_checkpoint_is_what_its_config_writes(folder):
     assert Path(distilled.checkpoint).name == f"epoch_{teacher.train_cfg.max_epochs}.pth"
 
 
-def test_the_dino_readme_lists_every_config():
-    text = (CONFIGS / "dino" / "README.md").read_text()
-    for path in (CONFIGS / "dino").glob("*.py"):
+@pytest.mark.parametrize("folder", ["dino", "dab_detr"])
+def test_a_folders_readme_lists_every_config(folder):
+    text = (CONFIGS / folder / "README.md").read_text()
+    for path in (CONFIGS / folder).glob("*.py"):
         assert f"({path.name})" in text
 
 

@@ -1,0 +1,37 @@
+"""DAB-DETR (https://arxiv.org/abs/2201.12329), as in ``mmdet.models.DABDETR``."""
+
+from mmdet.models.detectors import DABDETR
+from mmdet.models.layers.transformer import inverse_sigmoid
+from torch import Tensor
+
+from ..points.distill_points import DistillPoints
+from .base import Family, Record
+
+
+class DABDETRFamily(Family):
+    """Queries of DAB-DETR: a learnt box before the sigmoid, and content that starts at zero."""
+
+    @staticmethod
+    def supports(detector_type: type) -> bool:
+        return issubclass(detector_type, DABDETR) and all(
+            getattr(detector_type, name) is getattr(DABDETR, name)
+            for name in ("forward_transformer", "pre_decoder", "forward_decoder")
+        )
+
+    @property
+    def num_queries(self) -> int:
+        return self.detector.num_queries * max(self.detector.num_patterns, 1)
+
+    def queries(self, record: Record) -> DistillPoints:
+        inputs = record["inputs"]
+        return DistillPoints(inputs["query_pos"].float().sigmoid(), inputs["query"])
+
+    def learnt_content(self) -> Tensor:
+        if self.detector.num_patterns:
+            return self.detector.patterns.weight
+        # Without patterns nothing is learnt: every query starts at zero.
+        return self.detector.query_embedding.weight.new_zeros(1, self.embed_dims)
+
+    def decode(self, record: Record, boxes: Tensor, content: Tensor) -> dict:
+        inputs = {**record["inputs"], "query": content, "query_pos": inverse_sigmoid(boxes)}
+        return self.detector.forward_decoder(**inputs)
