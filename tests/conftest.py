@@ -19,6 +19,19 @@ register_all_modules(init_default_scope=True)
 _STOCK = get_config("mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py").model
 
 
+def small_backbone(channels):
+    """A ResNet-18 of few channels that trains from scratch."""
+    return dict(
+        depth=18,
+        base_channels=channels,
+        stem_channels=channels,
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        init_cfg=None,
+    )
+
+
 def dino_config(
     width=32, decoder_layers=2, num_queries=12, levels=2, num_classes=4, channels=4, dropout=0.0
 ):
@@ -29,15 +42,7 @@ def dino_config(
     ffn = dict(embed_dims=width, feedforward_channels=2 * width, ffn_drop=dropout)
     cfg.num_queries = num_queries
     cfg.num_feature_levels = levels
-    cfg.backbone.update(
-        depth=18,
-        base_channels=channels,
-        stem_channels=channels,
-        frozen_stages=-1,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        norm_eval=False,
-        init_cfg=None,
-    )
+    cfg.backbone.update(small_backbone(channels))
     cfg.neck.update(
         in_channels=[2 * channels, 4 * channels, 8 * channels],
         out_channels=width,
@@ -62,15 +67,7 @@ def dab_config(width=32, decoder_layers=2, num_queries=12, num_classes=4, channe
     cfg = get_config("mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py").model
     cfg.num_queries = num_queries
     cfg.num_patterns = patterns
-    cfg.backbone.update(
-        depth=18,
-        base_channels=channels,
-        stem_channels=channels,
-        frozen_stages=-1,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        norm_eval=False,
-        init_cfg=None,
-    )
+    cfg.backbone.update(small_backbone(channels))
     cfg.neck.update(in_channels=[8 * channels], out_channels=width)
     cfg.encoder.num_layers = 1
     cfg.decoder.num_layers = decoder_layers

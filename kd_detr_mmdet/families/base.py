@@ -36,6 +36,8 @@ class Family(ABC):
             ``'auto'`` is the first where the widths agree and the second where they do not.
     """
 
+    detector_type: type[DetectionTransformer]  # MMDetection's class of the family
+
     def __init__(
         self,
         detector: DetectionTransformer,
@@ -48,10 +50,17 @@ class Family(ABC):
         self.blank_content = blank_content
         self.foreign_content = foreign_content
 
-    @staticmethod
-    @abstractmethod
-    def supports(detector_type: type) -> bool:
-        """Whether detectors of this class decode the way the family file assumes."""
+    @classmethod
+    def supports(cls, detector_type: type) -> bool:
+        """Whether detectors of this class decode the way the family file assumes.
+
+        A subclass that prepares or decodes queries its own way (DDQ and Grounding DINO are
+        subclasses of DINO) is not of the family.
+        """
+        return issubclass(detector_type, cls.detector_type) and all(
+            getattr(detector_type, name) is getattr(cls.detector_type, name)
+            for name in ("forward_transformer", "pre_decoder", "forward_decoder")
+        )
 
     @property
     def embed_dims(self) -> int:

@@ -11,12 +11,7 @@ from .base import Family, Record
 class DABDETRFamily(Family):
     """Queries of DAB-DETR: a learnt box before the sigmoid, and content that starts at zero."""
 
-    @staticmethod
-    def supports(detector_type: type) -> bool:
-        return issubclass(detector_type, DABDETR) and all(
-            getattr(detector_type, name) is getattr(DABDETR, name)
-            for name in ("forward_transformer", "pre_decoder", "forward_decoder")
-        )
+    detector_type = DABDETR
 
     @property
     def num_queries(self) -> int:

@@ -10,13 +10,7 @@ from .base import Family, Record
 class DINOFamily(Family):
     """Queries of DINO: a learnt content embedding, and a box that the encoder proposes."""
 
-    @staticmethod
-    def supports(detector_type: type) -> bool:
-        # A subclass that prepares or decodes queries its own way (DDQ, Grounding DINO) is no DINO.
-        return issubclass(detector_type, DINO) and all(
-            getattr(detector_type, name) is getattr(DINO, name)
-            for name in ("forward_transformer", "pre_decoder", "forward_decoder")
-        )
+    detector_type = DINO
 
     def queries(self, record: Record) -> DistillPoints:
         inputs = record["inputs"]
