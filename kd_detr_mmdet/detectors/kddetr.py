@@ -45,7 +45,7 @@ class KDDETR(BaseDetector):
         blank_content: Content query of both models at points without content; see
             :class:`~kd_detr_mmdet.families.Family`.
         student_content: Content query of the student at the teacher's points (Family's
-            ``foreign_content``).
+            ``foreign_content``); ``'auto'`` takes the teacher's only within a family.
         data_preprocessor: Default: the student's.
 
     Raises:
@@ -76,11 +76,11 @@ class KDDETR(BaseDetector):
         self.distill_loss = MODELS.build(
             {"type": "RebalancedDistillLoss", **copy.deepcopy(distill_loss or {})}
         )
-        contents = dict(blank_content=blank_content, foreign_content=student_content)
-        self._families = (
-            build_family(self.student, **contents),
-            build_family(self.teacher, blank_content=blank_content),
-        )
+        student_family = build_family(self.student, blank_content, student_content)
+        teacher_family = build_family(self.teacher, blank_content)
+        if student_content == "auto" and type(student_family) is not type(teacher_family):
+            student_family.foreign_content = "blank"  # another family's content says nothing to it
+        self._families = (student_family, teacher_family)
         check_pair(self)
         self._last_step = (-1, 0)
         # Checkpoints hold the student's plain keys, wherever this module sits (DDP, EMA).

@@ -150,3 +150,14 @@ def test_one_step_of_every_pair(pair, batch, student, teacher):
     assert {"backbone", "neck", "encoder", "decoder", "bbox_head"} <= taught
     assert all(parameter.grad is None for parameter in kd.teacher.parameters())
     assert set(kd.state_dict()) == set(build(student).state_dict())
+
+
+@pytest.mark.parametrize("student", [dab_config(), dino_config()], ids=["dab", "dino"])
+def test_content_is_taken_from_the_own_family_only(pair, student):
+    kd = pair(student, dino_config(**TEACHER))
+    content = torch.ones(1, 2, 32)
+    points = DistillPoints(torch.full((1, 2, 4), 0.5), content)
+    given = kd.student_family.content_at(points)
+    assert torch.equal(given, content if student.type == "DINO" else torch.zeros(1, 2, 32))
+    forced = pair(student, dino_config(**TEACHER), student_content="teacher")
+    assert torch.equal(forced.student_family.content_at(points), content)
