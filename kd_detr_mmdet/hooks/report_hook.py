@@ -19,7 +19,8 @@ class DistillReportHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = getattr(runner.model, "module", runner.model)
-        check_classes(model, runner.train_dataloader.dataset.metainfo.get("classes"))
+        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", {})
+        check_classes(model, metainfo.get("classes"))
         if runner.rank == 0:
             batch = None
             if runner.val_loop is not None:
