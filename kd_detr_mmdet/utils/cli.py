@@ -92,6 +92,10 @@ def one_line_errors() -> Iterator[None]:
     warnings.filterwarnings("ignore", module=r"(torch|mmdet|mmcv|mmengine)\b")
     try:
         yield
+        if torch.distributed.is_initialized():
+            # Left to Python's exit, a rank can lose its peers while Gloo still listens, and abort.
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
     except Exception as error:
         reason = _for_the_user(error)
         if reason is None:

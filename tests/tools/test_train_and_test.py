@@ -120,6 +120,7 @@ def test_distils_tests_and_resumes(write_config, run, tmp_path):
     assert (tmp_path / "work" / "epoch_2.pth").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_distil_on_a_cpu(write_config, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--standalone", str(ROOT / "tools/train.py"), write_config()]
