@@ -65,8 +65,74 @@ def dino_config(
 def dab_config(width=32, decoder_layers=2, num_queries=12, num_classes=4, channels=4, patterns=0):
     """mmdet's own DAB-DETR config, shrunk alike."""
     cfg = get_config("mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py").model
-    cfg.num_queries = num_queries
     cfg.num_patterns = patterns
+    _shrink_single_scale(cfg, width, decoder_layers, num_queries, num_classes, channels)
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
+def deformable_config(
+    form="one stage",
+    width=None,
+    decoder_layers=2,
+    num_queries=12,
+    levels=2,
+    num_classes=4,
+    channels=4,
+):
+    """mmdet's own Deformable DETR config, shrunk alike; forms: one stage, refine, two stage.
+
+    mmdet's code of the two-stage form is made for a width of 256.
+    """
+    width = width or (256 if form == "two stage" else 32)
+    name = "deformable-detr_r50_16xb2-50e_coco.py"
+    cfg = get_config(f"mmdet::deformable_detr/{name}").model
+    dino = dino_config(width, decoder_layers, num_queries, levels, num_classes, channels)
+    for part in ("backbone", "neck", "encoder"):
+        cfg[part] = dino[part]
+    cfg.num_queries = num_queries
+    cfg.num_feature_levels = levels
+    cfg.with_box_refine = form != "one stage"
+    cfg.as_two_stage = form == "two stage"
+    cfg.decoder.num_layers = decoder_layers
+    cfg.decoder.layer_cfg = dino.decoder.layer_cfg
+    cfg.positional_encoding.num_feats = width // 2
+    cfg.bbox_head.update(num_classes=num_classes, embed_dims=width)
+    cfg.test_cfg.max_per_img = num_queries
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
+def ddq_config(**options):
+    """mmdet's own DDQ-DETR config, shrunk alike."""
+    cfg = get_config("mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py").model
+    dino = dino_config(**options)
+    for part in ("backbone", "neck", "encoder", "positional_encoding", "dn_cfg", "test_cfg"):
+        cfg[part] = dino[part]
+    cfg.num_queries = dino.num_queries
+    cfg.num_feature_levels = dino.num_feature_levels
+    cfg.decoder.num_layers = dino.decoder.num_layers
+    cfg.decoder.layer_cfg = dino.decoder.layer_cfg
+    cfg.bbox_head.update(
+        num_classes=dino.bbox_head.num_classes, embed_dims=dino.bbox_head.embed_dims
+    )
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
+def conditional_config(decoder_layers=2, num_queries=12, num_classes=4, channels=4):
+    """mmdet's own Conditional DETR config, shrunk but for its width: mmdet's code has 256 only."""
+    cfg = get_config("mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py").model
+    _shrink_single_scale(cfg, 256, decoder_layers, num_queries, num_classes, channels)
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
+def detr_config(width=32, decoder_layers=2, num_queries=12, num_classes=4, channels=4):
+    """mmdet's own DETR config, shrunk alike."""
+    cfg = get_config("mmdet::detr/detr_r50_8xb2-150e_coco.py").model
+    _shrink_single_scale(cfg, width, decoder_layers, num_queries, num_classes, channels)
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
+def _shrink_single_scale(cfg, width, decoder_layers, num_queries, num_classes, channels):
+    cfg.num_queries = num_queries
     cfg.backbone.update(small_backbone(channels))
     cfg.neck.update(in_channels=[8 * channels], out_channels=width)
     cfg.encoder.num_layers = 1
@@ -81,9 +147,19 @@ def dab_config(width=32, decoder_layers=2, num_queries=12, num_classes=4, channe
     cfg.positional_encoding.num_feats = width // 2
     cfg.bbox_head.update(num_classes=num_classes, embed_dims=width)
     cfg.test_cfg.max_per_img = num_queries
-    return ConfigDict(copy.deepcopy(cfg.to_dict()))
 
 
+# A small config of every family; the forms of Deformable DETR count apart.
+FAMILY_CONFIGS = dict(
+    dino=dino_config(),
+    dab=dab_config(),
+    deformable=deformable_config(),
+    refine=deformable_config("refine"),
+    two_stage=deformable_config("two stage"),
+    conditional=conditional_config(),
+    ddq=ddq_config(),
+    detr=detr_config(),
+)
 TEACHER = dict(decoder_layers=3, num_queries=16, levels=3)
 
 

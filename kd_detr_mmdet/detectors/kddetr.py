@@ -1,6 +1,7 @@
 """KD-DETR: the student's own loss, plus what the teacher says at shared points."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from mmengine.logging import MessageHub
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
-from ..families import Family, build_family
+from ..families import Family, build_family, share_content
+from ..families.base import Record
+from ..points import QueryPairing
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError, NonFiniteLossError
 from ..utils.random import preserved_rng
@@ -40,12 +43,13 @@ class KDDETR(BaseDetector):
             ``strict``; see :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. Its images are
             the student's, so both need one normalisation; a teacher whose config names no
             ``data_preprocessor`` is taken to have been trained with the student's.
-        points: Config of the points generator.
+        points: Config of the points generator (default ``DistillPointGenerator``), or of the
+            ``QueryPairing`` that the paper compares it with.
         distill_loss: Config of the distillation loss.
         blank_content: Content query of both models at points without content; see
             :class:`~kd_detr_mmdet.families.Family`.
-        student_content: Content query of the student at the teacher's points (Family's
-            ``foreign_content``); ``'auto'`` takes the teacher's only within a family.
+        student_content: Content query of the student at the teacher's points; see
+            :func:`~kd_detr_mmdet.families.share_content`.
         data_preprocessor: Default: the student's.
 
     Raises:
@@ -76,11 +80,11 @@ class KDDETR(BaseDetector):
         self.distill_loss = MODELS.build(
             {"type": "RebalancedDistillLoss", **copy.deepcopy(distill_loss or {})}
         )
-        student_family = build_family(self.student, blank_content, student_content)
-        teacher_family = build_family(self.teacher, blank_content)
-        if student_content == "auto" and type(student_family) is not type(teacher_family):
-            student_family.foreign_content = "blank"  # another family's content says nothing to it
-        self._families = (student_family, teacher_family)
+        self._families = (
+            build_family(self.student, blank_content),
+            build_family(self.teacher, blank_content),
+        )
+        share_content(*self._families, student_content)
         check_pair(self)
         self._last_step = (-1, 0)
         # Checkpoints hold the student's plain keys, wherever this module sits (DDP, EMA).
@@ -115,17 +119,35 @@ class KDDETR(BaseDetector):
         with preserved_rng(batch_inputs.device):
             with torch.no_grad():
                 teacher_record = self.teacher_family.look(batch_inputs, batch_data_samples)
-            queries = self.teacher_family.queries(teacher_record)
-            for name, points in self.point_generator(queries, self._next_step()).items():
-                with torch.no_grad():
-                    if points is queries:  # the teacher has answered these already
-                        target = self.teacher_family.own_answer(teacher_record)
-                    else:
-                        target = self.teacher_family.answer(teacher_record, points)
-                answer = self.student_family.answer(student_record, points)
-                losses.update(self.distill_loss(answer, target, name))
+            if isinstance(self.point_generator, QueryPairing):
+                answers = self._pair(student_record, teacher_record, batch_data_samples)
+            else:
+                answers = self._ask(student_record, teacher_record)
+            for name, student, teacher, valid in answers:
+                losses.update(self.distill_loss(student, teacher, name, valid))
         check_finite(losses, batch_data_samples)
         return losses
+
+    def _ask(self, student_record: Record, teacher_record: Record) -> Iterator[tuple]:
+        """Both models' answers at each set of points: name, student's, teacher's, valid."""
+        queries = self.teacher_family.queries(teacher_record)
+        for name, points in self.point_generator(queries, self._next_step()).items():
+            with torch.no_grad():
+                if points is queries:  # the teacher has answered these already
+                    target = self.teacher_family.own_answer(teacher_record)
+                else:
+                    target = self.teacher_family.answer(teacher_record, points)
+            yield name, self.student_family.answer(student_record, points), target, None
+
+    def _pair(
+        self, student_record: Record, teacher_record: Record, batch_data_samples: SampleList
+    ) -> Iterator[tuple]:
+        """Both models' answers at their own queries, paired: name, student's, teacher's, valid."""
+        with torch.no_grad():
+            target = self.teacher_family.own_answer(teacher_record)
+        answer = self.student_family.own_answer(student_record)
+        for name, pairs in self.point_generator(answer, target, batch_data_samples).items():
+            yield name, pairs.student, pairs.teacher, pairs.valid
 
     def _student_loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
         try:
@@ -184,18 +206,21 @@ def check_pair(model: KDDETR) -> None:
         ConfigError: With what differs and what to do.
     """
     student, teacher = model.student_family, model.teacher_family
+    if student.has_background != teacher.has_background:
+        odd, other = (student, teacher) if student.has_background else (teacher, student)
+        raise ConfigError(
+            f"{type(odd.detector).__name__} has one softmax over the classes and the background, "
+            f"and {type(other.detector).__name__} a sigmoid per class: their scores cannot be "
+            f"compared. Pair {type(odd.detector).__name__} with its like"
+        )
     if student.num_class_scores != teacher.num_class_scores:
         raise ConfigError(
             f"student and teacher must know the same classes, but the student scores "
             f"{student.num_class_scores} and the teacher {teacher.num_class_scores}: set "
             "bbox_head.num_classes of both to the data set's"
         )
-    if student.foreign_content == "teacher" and student.embed_dims != teacher.embed_dims:
-        raise ConfigError(
-            f"student_content='teacher' needs queries of one width, but the teacher's have "
-            f"{teacher.embed_dims} channels and the student's {student.embed_dims}: use 'auto' or "
-            "'blank'"
-        )
+    if not isinstance(model.point_generator, QueryPairing):
+        check_places(model)
     names = model.point_generator.set_names
     for name in model.distill_loss.set_weights:
         if name not in names:
@@ -220,6 +245,31 @@ def check_pair(model: KDDETR) -> None:
                 f"{name.lstrip('_')} ({_plain(mine)} and {_plain(other)}): give both the one that "
                 "the teacher was trained with"
             )
+
+
+def check_places(model: KDDETR) -> None:
+    """Refuse points at which not both models can be asked.
+
+    Raises:
+        ConfigError: With the reason and what to do.
+    """
+    student, teacher = model.student_family, model.teacher_family
+    placeless = [f.detector for f in (student, teacher) if f.box_dims == 0]
+    if not placeless:
+        return
+    name = type(placeless[0]).__name__
+    if "general" in model.point_generator.set_names:
+        raise ConfigError(
+            f"{name}'s queries have no coordinates, so it cannot be asked at general points: set "
+            "points.num_general=0"
+        )
+    if not student.takes_content:
+        raise ConfigError(
+            f"{name}'s queries have no coordinates, so it can share the teacher's queries with a "
+            f"{name} of the same width only, and with student_content='auto' or 'teacher'; here "
+            f"the teacher is a {type(teacher.detector).__name__} of width {teacher.content_dims} "
+            f"and the student a {type(student.detector).__name__} of width {student.content_dims}"
+        )
 
 
 def check_finite(losses: dict[str, Any], batch_data_samples: SampleList) -> None:

@@ -2,25 +2,45 @@
 
 from mmdet.models.detectors.base import BaseDetector
 
-from .base import Family, unsupported
+from .base import Family, share_content, unsupported
+from .conditional_detr import ConditionalDETRFamily
 from .dab_detr import DABDETRFamily
+from .ddq_detr import DDQDETRFamily
+from .deformable_detr import DeformableDETRFamily
+from .detr import DETRFamily
 from .dino import DINOFamily
 
-FAMILIES: tuple[type[Family], ...] = (DINOFamily, DABDETRFamily)
+FAMILIES: tuple[type[Family], ...] = (
+    DINOFamily,
+    DABDETRFamily,
+    DeformableDETRFamily,
+    ConditionalDETRFamily,
+    DDQDETRFamily,
+    DETRFamily,
+)
 
 
-def build_family(
-    detector: BaseDetector, blank_content: str = "zeros", foreign_content: str = "auto"
-) -> Family:
-    """Wrap a detector in its family; see :class:`Family` for the options.
+def build_family(detector: BaseDetector, blank_content: str = "zeros") -> Family:
+    """Wrap a detector in its family; see :class:`Family` for the option.
 
     Raises:
         ConfigError: If no family covers the detector's class.
     """
     for family in FAMILIES:
         if family.supports(type(detector)):
-            return family(detector, blank_content, foreign_content)
-    raise unsupported(detector, [f.__name__.removesuffix("Family") for f in FAMILIES])
+            return family(detector, blank_content)
+    raise unsupported(detector, [family.detector_type.__name__ for family in FAMILIES])
 
 
-__all__ = ["FAMILIES", "DABDETRFamily", "DINOFamily", "Family", "build_family"]
+__all__ = [
+    "FAMILIES",
+    "ConditionalDETRFamily",
+    "DABDETRFamily",
+    "DDQDETRFamily",
+    "DETRFamily",
+    "DINOFamily",
+    "DeformableDETRFamily",
+    "Family",
+    "build_family",
+    "share_content",
+]

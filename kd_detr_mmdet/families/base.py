@@ -12,8 +12,7 @@ from torch import Tensor
 from ..points.distill_points import Answer, DistillPoints
 from ..utils.errors import ConfigError, check_choice
 
-BLANK_CONTENT = ("zeros", "mean")
-FOREIGN_CONTENT = ("auto", "teacher", "blank")
+BLANK_CONTENT = ("zeros", "mean", "nearest")
 SAME_PLACE = 1e-4  # what a box may lose on its way through a sigmoid and back
 
 
@@ -29,33 +28,29 @@ class Family(ABC):
 
     Args:
         detector: A detector of the family.
-        blank_content: The content of a query at a point that has none. ``'zeros'`` (the authors'
-            code) or ``'mean'``, the mean of the detector's own learnt content queries.
-        foreign_content: The content of a query at a point that carries another model's content.
-            ``'teacher'`` takes it as it is (the widths must agree), ``'blank'`` ignores it, and
-            ``'auto'`` is the first where the widths agree and the second where they do not.
+        blank_content: The content of a query at a point that brings none. ``'zeros'`` (the
+            authors' code); ``'mean'``, the mean of the detector's own queries for that image; or
+            ``'nearest'``, the content of that own query whose centre is nearest to the point's.
+
+    Attributes:
+        takes_content: Whether content that comes with a point is used. False means that every
+            point is treated as one without content.
     """
 
     detector_type: type[DetectionTransformer]  # MMDetection's class of the family
 
-    def __init__(
-        self,
-        detector: DetectionTransformer,
-        blank_content: str = "zeros",
-        foreign_content: str = "auto",
-    ) -> None:
+    def __init__(self, detector: DetectionTransformer, blank_content: str = "zeros") -> None:
         check_choice("blank_content", blank_content, BLANK_CONTENT)
-        check_choice("student_content", foreign_content, FOREIGN_CONTENT)
         self.detector = detector
         self.blank_content = blank_content
-        self.foreign_content = foreign_content
+        self.takes_content = True
 
     @classmethod
     def supports(cls, detector_type: type) -> bool:
         """Whether detectors of this class decode the way the family file assumes.
 
-        A subclass that prepares or decodes queries its own way (DDQ and Grounding DINO are
-        subclasses of DINO) is not of the family.
+        A subclass that prepares or decodes queries its own way (Grounding DINO is a subclass of
+        DINO) is not of the family.
         """
         return issubclass(detector_type, cls.detector_type) and all(
             getattr(detector_type, name) is getattr(cls.detector_type, name)
@@ -63,8 +58,13 @@ class Family(ABC):
         )
 
     @property
-    def embed_dims(self) -> int:
-        """int: Width of a content query."""
+    def box_dims(self) -> int:
+        """int: How many of a point's ``cx, cy, w, h`` the decoder is given: 4, 2 or 0."""
+        return 4
+
+    @property
+    def content_dims(self) -> int:
+        """int: Width of a query's content; 0 where queries are made of boxes alone."""
         return self.detector.embed_dims
 
     @property
@@ -76,6 +76,11 @@ class Family(ABC):
     def num_class_scores(self) -> int:
         """int: C of this detector's answers."""
         return self.detector.bbox_head.cls_out_channels
+
+    @property
+    def has_background(self) -> bool:
+        """bool: Whether scores are a softmax whose last entry is the background."""
+        return not self.detector.bbox_head.loss_cls.use_sigmoid
 
     @property
     def num_queries(self) -> int:
@@ -114,19 +119,28 @@ class Family(ABC):
 
     @abstractmethod
     def queries(self, record: Record) -> DistillPoints:
-        """The detector's own decoder queries in a record of inference, as points."""
+        """The detector's own queries in a record, as points; denoising queries are left out."""
 
     @abstractmethod
-    def decode(self, record: Record, boxes: Tensor, content: Tensor) -> dict:
-        """Decode queries at boxes (bs, M, 4) with content (bs, M, dim), apart from all others."""
+    def decode(self, record: Record, boxes: Tensor, content: Tensor | None) -> dict:
+        """Decode queries at boxes (bs, M, 4), apart from all others.
 
-    @abstractmethod
-    def learnt_content(self) -> Tensor:
-        """The detector's learnt content queries, shape (num_queries, dim)."""
+        ``content`` has shape (bs, M, content_dims); None where ``content_dims`` is 0.
+        """
+
+    def looked_at(self, outputs: dict) -> Tensor:
+        """Where a decoder call's first layer looked, shape (bs, M, box_dims)."""
+        return outputs["references"][0]
+
+    def own_rows(self, record: Record) -> slice:
+        """Which rows of a recorded call are the detector's own queries, less those for training."""
+        return slice(None)
 
     def own_answer(self, record: Record) -> Answer:
         """What the detector said at its own queries in the recorded call; no decoding."""
-        return self._read(record["outputs"])
+        rows = self.own_rows(record)
+        scores, boxes, has_background = self._read(record["outputs"])
+        return Answer(scores[:, :, rows], boxes[:, :, rows], has_background)
 
     def answer(self, record: Record, points: DistillPoints) -> Answer:
         """Ask the detector at points, against the images of a record.
@@ -134,40 +148,75 @@ class Family(ABC):
         Raises:
             RuntimeError: If the detector did not look at the points' boxes.
         """
-        outputs = self.decode(record, points.boxes, self.content_at(points))
-        looked_at = outputs["references"][0]
-        if looked_at.shape != points.boxes.shape or not torch.allclose(
-            looked_at.float(), points.boxes, rtol=0, atol=SAME_PLACE
-        ):
-            raise RuntimeError(
-                f"{type(self.detector).__name__} did not look at the distillation points' boxes: "
-                "student and teacher would be compared at different places"
-            )
+        outputs = self.decode(record, points.boxes, self.content_at(points, record))
+        if self.box_dims:
+            looked_at, told = self.looked_at(outputs), points.boxes[..., : self.box_dims]
+            if looked_at.shape != told.shape or not torch.allclose(
+                looked_at.float(), told, rtol=0, atol=SAME_PLACE
+            ):
+                raise RuntimeError(
+                    f"{type(self.detector).__name__} did not look at the distillation points' "
+                    "boxes: student and teacher would be compared at different places"
+                )
         return self._read(outputs)
 
-    def content_at(self, points: DistillPoints) -> Tensor:
-        """The content that this detector's queries get at points: shape (bs, M, embed_dims).
+    @torch.no_grad()
+    def content_at(self, points: DistillPoints, record: Record) -> Tensor | None:
+        """The content that this detector's queries get at points: (bs, M, content_dims) or None.
 
-        Raises:
-            ConfigError: If another model's content is demanded and its width differs.
+        This is the one place that decides it: content that comes with the points if the detector
+        can use it (:func:`share_content`), else what ``blank_content`` names. No gradient: points
+        are not learned.
         """
-        content = points.content
-        same_width = content is not None and content.size(-1) == self.embed_dims
-        if content is not None and self.foreign_content == "teacher" and not same_width:
-            raise ConfigError(
-                f"student_content='teacher' needs queries of one width, but the teacher's have "
-                f"{content.size(-1)} channels and the student's {self.embed_dims}: use "
-                "student_content='blank' or 'auto'"
-            )
-        if same_width and self.foreign_content != "blank":
-            return content
+        if self.content_dims == 0:
+            return None
+        if points.content is not None and self.takes_content:
+            return points.content
         batch_size, num_points = points.boxes.shape[:2]
         if self.blank_content == "zeros":
-            return points.boxes.new_zeros(batch_size, num_points, self.embed_dims)
-        return self.learnt_content().detach().mean(0).expand(batch_size, num_points, -1)
+            return points.boxes.new_zeros(batch_size, num_points, self.content_dims)
+        own = self.queries(record)
+        if self.blank_content == "mean":
+            return own.content.mean(1, keepdim=True).expand(-1, num_points, -1)
+        distance = torch.cdist(points.boxes[..., :2], own.boxes[..., :2])
+        nearest = distance.argmin(-1, keepdim=True).expand(-1, -1, self.content_dims)
+        return own.content.gather(1, nearest)
 
     def _read(self, outputs: dict) -> Answer:
-        return Answer(*self.detector.bbox_head(**outputs))
+        return Answer(*self.detector.bbox_head(**outputs), self.has_background)
+
+    def _with_first_sizes(self, centers: Tensor, record: Record) -> Tensor:
+        """Boxes for queries that start from a centre: with the sizes that the first layer sees."""
+        sizes = self.own_answer(record).boxes[0, ..., 2:]
+        return torch.cat([centers, sizes], -1).detach().float()
+
+
+def share_content(student: Family, teacher: Family, student_content: str) -> None:
+    """Decide whether the student's queries at the teacher's points carry the teacher's content.
+
+    Args:
+        student: Its ``takes_content`` is set.
+        teacher: Whose content it is.
+        student_content: ``'teacher'`` takes it as it is, ``'blank'`` ignores it, and ``'auto'`` is
+            the first within one family where the widths agree, else the second: what one family's
+            decoder was trained to read says nothing to another's.
+
+    Raises:
+        ConfigError: If the teacher's content is demanded and the student cannot hold it.
+    """
+    check_choice("student_content", student_content, ("auto", "teacher", "blank"))
+    dims = student.content_dims, teacher.content_dims
+    fits = dims[0] == dims[1] and 0 not in dims
+    if student_content == "teacher" and not fits:
+        raise ConfigError(
+            f"student_content='teacher' needs queries of one width, but the teacher's content has "
+            f"{dims[1]} channels and the student's {dims[0]} (0: made of boxes alone): use 'auto' "
+            "or 'blank'"
+        )
+    same_family = type(student) is type(teacher)
+    student.takes_content = student_content == "teacher" or (
+        student_content == "auto" and fits and same_family
+    )
 
 
 def unsupported(detector: object, known: list[str]) -> ConfigError:

@@ -19,14 +19,9 @@ class DABDETRFamily(Family):
 
     def queries(self, record: Record) -> DistillPoints:
         inputs = record["inputs"]
-        return DistillPoints(inputs["query_pos"].float().sigmoid(), inputs["query"])
+        boxes = inputs["query_pos"].detach().float().sigmoid()
+        return DistillPoints(boxes, inputs["query"].detach())
 
-    def learnt_content(self) -> Tensor:
-        if self.detector.num_patterns:
-            return self.detector.patterns.weight
-        # Without patterns nothing is learnt: every query starts at zero.
-        return self.detector.query_embedding.weight.new_zeros(1, self.embed_dims)
-
-    def decode(self, record: Record, boxes: Tensor, content: Tensor) -> dict:
+    def decode(self, record: Record, boxes: Tensor, content: Tensor | None) -> dict:
         inputs = {**record["inputs"], "query": content, "query_pos": inverse_sigmoid(boxes)}
         return self.detector.forward_decoder(**inputs)

@@ -12,14 +12,15 @@ class DINOFamily(Family):
 
     detector_type = DINO
 
+    def own_rows(self, record: Record) -> slice:
+        return slice(-self.num_queries, None)  # in training, denoising queries come first
+
     def queries(self, record: Record) -> DistillPoints:
-        inputs = record["inputs"]
-        return DistillPoints(inputs["reference_points"].float(), inputs["query"])
+        inputs, rows = record["inputs"], self.own_rows(record)
+        boxes, content = inputs["reference_points"][:, rows], inputs["query"][:, rows]
+        return DistillPoints(boxes.detach().float(), content.detach())
 
-    def learnt_content(self) -> Tensor:
-        return self.detector.query_embedding.weight
-
-    def decode(self, record: Record, boxes: Tensor, content: Tensor) -> dict:
+    def decode(self, record: Record, boxes: Tensor, content: Tensor | None) -> dict:
         # dn_mask=None: no denoising rows and no mask, so the points see themselves alone.
         inputs = {**record["inputs"], "query": content, "reference_points": boxes, "dn_mask": None}
         return self.detector.forward_decoder(**inputs)

@@ -5,6 +5,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..detectors import KDDETR
+from ..points import QueryPairing
 from ..utils.complexity import gflops, params_m
 from ..utils.errors import ConfigError
 
@@ -72,12 +73,7 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
     if info["source"] is not None:
         sha = f" (sha256 {info['sha256'][:8]})" if info["sha256"] else ""
         origin = f"{info['source']}{sha}"
-    points, loss = model.point_generator, model.distill_loss
-    sets = []
-    if points.specific:
-        sets.append(f"{model.teacher_family.num_queries} specific (the teacher's queries)")
-    if points.num_general:
-        sets.append(f"{points.num_general} general ({points.distribution})")
+    loss = model.distill_loss
     weights = ", ".join(f"{name} {weight:g}" for name, weight in loss.weights.items())
     for name, weight in loss.set_weights.items():
         weights += f", {name} points x {weight:g}"
@@ -87,12 +83,25 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
             f"  student  {size(model.student)}",
             f"  teacher  {size(model.teacher)}",
             f"           {origin}",
-            f"  points   {' + '.join(sets)} per image",
+            f"  points   {points_of(model)}",
             f"  loss     {weights} ({loss.class_term}, temperature {loss.temperature:g}; "
             f"{'foreground rebalance' if loss.rebalance else 'no rebalance'}; "
             f"per {loss.normalize}; teacher layer: {loss.layers})",
         ]
     )
+
+
+def points_of(model: KDDETR) -> str:
+    """The distillation points in words."""
+    points = model.point_generator
+    if isinstance(points, QueryPairing):
+        return f"none shared: own queries paired, {points.strategy}"
+    sets = []
+    if points.specific:
+        sets.append(f"{model.teacher_family.num_queries} specific (the teacher's queries)")
+    if points.num_general:
+        sets.append(f"{points.num_general} general ({points.distribution})")
+    return f"{' + '.join(sets)} per image"
 
 
 def _brief(classes: tuple[str, ...]) -> str:

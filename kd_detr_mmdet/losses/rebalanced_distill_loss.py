@@ -91,33 +91,39 @@ class RebalancedDistillLoss(nn.Module):
         self.layers = layers
         self.normalize = normalize
 
-    def forward(self, student: Answer, teacher: Answer, name: str) -> dict[str, Tensor]:
+    def forward(
+        self, student: Answer, teacher: Answer, name: str, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compare two answers to one set of points.
 
         Args:
             student: Logits (L_s, bs, M, C) and boxes (L_s, bs, M, 4) of every decoder layer.
             teacher: The same of the teacher, with L_t layers.
             name: The set's name, for the keys.
+            valid: Which points count, shape (bs, M), where images have fewer than M. None: all.
 
         Returns:
             dict: Scalars ``kd_loss_<name>_<cls|l1|giou>`` for the student's last decoder layer and
             ``d<i>.kd_loss_<name>_...`` for layer i before it. Float32 under any autocast.
         """
         # One cast here, so that no KL, IoU or sum runs in half precision under AMP.
-        student_logits, student_boxes = (t.float() for t in student)
-        teacher_logits, teacher_boxes = (t.detach().float() for t in teacher)
+        student_logits, student_boxes = (t.float() for t in student[:2])
+        teacher_logits, teacher_boxes = (t.detach().float() for t in teacher[:2])
         # A probability of exactly 0 would make 0 * inf of the KL; 1e4 is 0 to float32 as well.
         teacher_logits = teacher_logits.clamp(-1e4, 1e4)
-        weight = self.foreground_weight(teacher_logits[-1])
+        weight = self.foreground_weight(teacher_logits[-1], teacher.has_background)
+        if valid is None:
+            valid = weight.new_ones(weight.shape, dtype=torch.bool)
+        weight = weight * valid
         if self.layers == "last":
             teacher_logits, teacher_boxes = teacher_logits[-1:], teacher_boxes[-1:]
 
         terms = dict(
-            cls=self.class_divergence(student_logits, teacher_logits),
+            cls=self.class_divergence(student_logits, teacher_logits, teacher.has_background),
             l1=(student_boxes - teacher_boxes).abs().mean(-1),
             giou=1 - elementwise_giou(student_boxes, teacher_boxes),
         )
-        normalizer = self.normalizer(weight)
+        normalizer = self.normalizer(weight, valid)
         scale = self.set_weights.get(name, 1.0)
         losses = {}
         for term, value in terms.items():
@@ -127,16 +133,23 @@ class RebalancedDistillLoss(nn.Module):
                 losses[f"{prefix}kd_loss_{name}_{term}"] = loss
         return losses
 
-    def foreground_weight(self, teacher_logits: Tensor) -> Tensor:
-        """``w_i = max_c p_t(c | q_i)`` for logits (bs, M, C): shape (bs, M), in [0, 1]."""
+    def foreground_weight(self, teacher_logits: Tensor, has_background: bool = False) -> Tensor:
+        """``w_i = max_c p_t(c | q_i)`` for logits (bs, M, C): shape (bs, M), in [0, 1].
+
+        The maximum is over the object classes, never the background.
+        """
         if not self.rebalance:
             return teacher_logits.new_ones(teacher_logits.shape[:-1])
+        if has_background:
+            return teacher_logits.softmax(-1)[..., :-1].amax(-1)
         return teacher_logits.sigmoid().amax(-1)
 
-    def class_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def class_divergence(
+        self, student: Tensor, teacher: Tensor, has_background: bool = False
+    ) -> Tensor:
         """``KL(teacher || student)`` of logits (L, bs, M, C), summed over C: (L, bs, M), >= 0."""
         student, teacher = student / self.temperature, teacher / self.temperature
-        if self.class_term == "softmax":
+        if has_background or self.class_term == "softmax":
             kl = F.kl_div(
                 student.log_softmax(-1),
                 teacher.log_softmax(-1).expand_as(student),
@@ -150,11 +163,11 @@ class RebalancedDistillLoss(nn.Module):
             ) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
         return kl.sum(-1) * self.temperature**2
 
-    def normalizer(self, weight: Tensor) -> Tensor:
+    def normalizer(self, weight: Tensor, valid: Tensor) -> Tensor:
         """``Z`` for this rank: the mean over ranks, since DDP averages the ranks' gradients."""
         total = {
             "weight": weight.sum(),
-            "points": weight.new_tensor(float(weight.numel())),
+            "points": valid.sum().to(weight.dtype),
             "images": weight.new_tensor(float(weight.size(0))),
         }[self.normalize]
         # A tiny floor, not mmdet's 1: a floor that bites would bite at another sum on N ranks.

@@ -2,5 +2,6 @@
 
 from .distill_points import Answer, DistillPoints
 from .generator import DistillPointGenerator
+from .pairing import QueryPairing
 
-__all__ = ["Answer", "DistillPointGenerator", "DistillPoints"]
+__all__ = ["Answer", "DistillPointGenerator", "DistillPoints", "QueryPairing"]

@@ -12,10 +12,13 @@ class Answer(NamedTuple):
     Attributes:
         cls_scores: Class logits, shape (L, bs, M, C).
         boxes: ``cx, cy, w, h`` relative to the valid image, in [0, 1], shape (L, bs, M, 4).
+        has_background: False: each logit is of a sigmoid of its own. True: the C logits are of one
+            softmax, and the last of them is the background's.
     """
 
     cls_scores: Tensor
     boxes: Tensor
+    has_background: bool = False
 
 
 @dataclass(frozen=True, eq=False)

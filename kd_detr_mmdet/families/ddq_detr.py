@@ -1,0 +1,48 @@
+"""DDQ-DETR (https://arxiv.org/abs/2303.12776), as in ``mmdet.models.DDQDETR``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmdet.models.detectors import DDQDETR
+
+from ..points.distill_points import Answer, DistillPoints
+from .base import Record
+from .dino import DINOFamily
+
+
+class DDQDETRFamily(DINOFamily):
+    """Queries of DDQ-DETR: content from the image's memory, and boxes that survive an NMS.
+
+    In training it decodes dense queries as well, through heads of their own, and keeps book of
+    all that in a dict shared by its modules. Points are decoded as at inference, without dense
+    queries, and the book is put back. Between layers it selects distinct queries by NMS; at points
+    each model selects among its own answers.
+    """
+
+    detector_type = DDQDETR
+
+    def own_rows(self, record: Record) -> slice:
+        # In training: denoising, distinct (its own), dense.
+        end = record["inputs"]["query"].size(1)
+        if record["inputs"]["dn_mask"] is not None:
+            end -= self.detector.cache_dict["num_dense_queries"]
+        return slice(end - self.num_queries, end)
+
+    def answer(self, record: Record, points: DistillPoints) -> Answer:
+        with self._as_at_inference(points.num_points):
+            return super().answer(record, points)
+
+    @contextmanager
+    def _as_at_inference(self, num_points: int) -> Iterator[None]:
+        cache, parts = self.detector.cache_dict, (self.detector.decoder, self.detector.bbox_head)
+        before = dict(cache), [part.training for part in parts]
+        cache["dis_query_info"] = [0, num_points]
+        for part in parts:  # the head splits dense queries off as well; dropout keeps its mode
+            part.training = False
+        try:
+            yield
+        finally:
+            cache.clear()
+            cache.update(before[0])
+            for part, mode in zip(parts, before[1]):
+                part.training = mode
