@@ -1,57 +1,134 @@
 """Every shipped config: it reads, it says only what differs, and it builds."""
 
+import functools
 import re
 from pathlib import Path
 
+import mmdet
 import pytest
+import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from kd_detr_mmdet import KDDETR
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+STOCK = Path(mmdet.__file__).parent / ".mim" / "configs"
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.py"))
-EXPERIMENTS = [path for path in ALL if path.parts[0] != "_base_"]
+EXPERIMENTS = [path for path in ALL if path.parts[0] not in ("_base_", "studies")]
 DISTILLED = [path for path in EXPERIMENTS if path.name.startswith("kd-detr_")]
+# How many configs a folder of COCO experiments has, and how many of them distil.
+COCO = dict(
+    ablation=(14, 14),
+    conditional_detr=(2, 1),
+    cross_family=(3, 3),
+    dab_detr=(5, 2),
+    ddq=(2, 1),
+    deformable_detr=(9, 4),
+    detr=(2, 1),
+    dino=(6, 3),
+)
+ABLATION = [path for path in DISTILLED if path.parts[0] == "ablation"]
+ABLATION_BASE = Path("dab_detr/kd-detr_dab-detr_r50-to-r18_8xb2-50e_coco.py")
 
 
-def lines(path):
-    return len((CONFIGS / path).read_text().splitlines())
+@functools.cache
+def read(path):
+    """A config; not to be changed."""
+    return Config.fromfile(CONFIGS / path)
 
 
-def test_the_shipped_experiments_are_found():
-    assert len(DISTILLED) == 7
-    assert len(EXPERIMENTS) == 18
+def text(path):
+    return (CONFIGS / path).read_text()
+
+
+def bases(path):
+    """The names that a config inherits, as written."""
+    return re.findall(r'"([^"]*)"', text(path).split("model = ")[0].split("_base_ = ")[1])
+
+
+def stock_weights(config):
+    """What mmdet's zoo has for 'mmdet::folder/name.py'."""
+    folder, name = config.removeprefix("mmdet::").removesuffix(".py").split("/")
+    models = yaml.safe_load((STOCK / folder / "metafile.yml").read_text())["Models"]
+    (found,) = [model["Weights"] for model in models if model["Name"] == name]
+    return found
+
+
+def student_of(path):
+    """The config of the student alone.
+
+    Names are kd-detr_<detector>_<teacher>-to-<student>_<schedule>; across families each side names
+    its detector, and in an ablation the student is followed by what differs.
+    """
+    if path.parts[0] not in COCO:
+        return path.parent / bases(path)[0]
+    teacher, student = path.stem.removeprefix("kd-detr_").split("-to-")
+    if path.parts[0] == "cross_family":
+        name = student
+    else:
+        backbone, *_, schedule, data = student.split("_")
+        name = "_".join([teacher.rpartition("_")[0], backbone, schedule, data])
+    (found,) = CONFIGS.glob(f"*/{name}.py")
+    return found.relative_to(CONFIGS)
+
+
+@pytest.mark.parametrize("folder", COCO)
+def test_the_shipped_experiments_are_found(folder):
+    counts = [sum(p.parts[0] == folder for p in paths) for paths in (EXPERIMENTS, DISTILLED)]
+    assert tuple(counts) == COCO[folder]
+
+
+def test_no_folder_of_experiments_is_forgotten():
+    assert set(COCO) == {path.parent.name for path in CONFIGS.glob("*/metafile.yml")}
+    assert {path.parts[0] for path in EXPERIMENTS if "coco" in path.name} == set(COCO)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
 def test_it_is_a_whole_experiment(path):
-    cfg = Config.fromfile(CONFIGS / path)
+    cfg = read(path)
     for key in ("model", "train_dataloader", "val_evaluator", "optim_wrapper", "param_scheduler"):
         assert key in cfg
     assert (cfg.model.type == "KDDETR") == (path in DISTILLED)
     # A learning rate that never drops, or drops after the end, is a schedule gone wrong.
     drops = [s for s in cfg.param_scheduler if s.type == "MultiStepLR"]
     assert drops and all(m < cfg.train_cfg.max_epochs for s in drops for m in s.milestones)
+    # ..._8xb2-12e_coco: 8 GPUs with 2 images each, 12 epochs.
+    for gpus, images, epochs in re.findall(r"_(\d+)xb(\d+)-(\d+)e_coco", path.stem):
+        assert cfg.train_cfg.max_epochs == int(epochs)
+        assert cfg.train_dataloader.batch_size == int(images)
+        assert cfg.auto_scale_lr.base_batch_size == int(gpus) * int(images)
 
 
-@pytest.mark.parametrize("path", DISTILLED, ids=str)
-def test_a_distilled_config_is_short(path):
-    base = (CONFIGS / path).read_text().split("_base_ = ")[1].splitlines()[0]
-    assert lines(path) <= (8 if "kd-detr_" in base else 25)
+@pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.parts[0] in COCO], ids=str)
+def test_it_says_only_what_differs(path):
+    inherits_distillation = "kd-detr_" in bases(path)[0]
+    limit = 6 if path in ABLATION else 8 if inherits_distillation else 15
+    assert len(text(path).splitlines()) <= limit
+    assert not re.search(r'"/|"~', text(path))  # no path of somebody's machine
 
 
 @pytest.mark.parametrize("path", DISTILLED, ids=str)
 def test_it_differs_from_the_student_alone_in_the_model_only(path):
-    cfg = Config.fromfile(CONFIGS / path)
-    student = "dino_alone.py"
-    if "-to-" in path.name:  # kd-detr_<detector>_<teacher>-to-<student>_<schedule>
-        student = re.sub(r"kd-detr_(.*)_[^_]*-to-", r"\1_", path.name)
-    alone = Config.fromfile(CONFIGS / path.parent / student)
+    cfg, alone = read(path), read(student_of(path))
     assert cfg.model.student == alone.model
     for key in alone:
         if key != "model":
             assert cfg[key] == alone[key], key
+
+
+@pytest.mark.parametrize("path", DISTILLED, ids=str)
+def test_its_teacher_is_there_or_is_what_a_config_writes(path):
+    teacher = read(path).model.teacher
+    if teacher.config.startswith("mmdet::"):
+        assert teacher.checkpoint == stock_weights(teacher.config)
+    else:
+        config = Path(teacher.config).resolve()
+        own = read(config.relative_to(CONFIGS))
+        assert Path(teacher.checkpoint).name == f"epoch_{own.train_cfg.max_epochs}.pth"
+        if path.parts[0] in COCO:
+            assert Path(teacher.checkpoint).parent == Path("work_dirs") / config.stem
 
 
 @pytest.mark.parametrize("path", [p for p in DISTILLED if "swin" not in p.name], ids=str)
@@ -61,28 +138,107 @@ def test_it_builds_at_full_size(path):
     cfg.model.teacher.checkpoint = None
     model = MODELS.build(cfg.model)
     assert isinstance(model, KDDETR)
-    assert model.teacher_family.num_class_scores == model.student.bbox_head.num_classes
+    assert model.teacher_family.num_class_scores == model.student_family.num_class_scores
+    for part, options in (
+        (model.point_generator, cfg.model.get("points", {})),
+        (model.distill_loss, cfg.model.get("distill_loss", {})),
+    ):
+        for name, value in options.items():
+            assert name == "type" or getattr(part, name) == value
 
 
-@pytest.mark.parametrize("folder", ["demo", "custom"])
-def test_the_teachers_checkpoint_is_what_its_config_writes(folder):
-    distilled = Config.fromfile(CONFIGS / folder / "kd-detr_dino.py").model.teacher
-    teacher = Config.fromfile(CONFIGS / folder / "dino_teacher.py")
-    assert Path(distilled.config) == CONFIGS / folder / "dino_teacher.py"
-    assert Path(distilled.checkpoint).name == f"epoch_{teacher.train_cfg.max_epochs}.pth"
+@pytest.mark.parametrize(
+    "path", [p for p in EXPERIMENTS if p.parts[0] in COCO and p not in DISTILLED], ids=str
+)
+def test_a_config_without_distillation_is_mmdets_but_for_the_backbone(path):
+    name = f"{path.parts[0]}/{re.sub('_r(18|101)_', '_r50_', path.name)}"
+    cfg, stock = read(path), Config.fromstring(f'_base_ = "mmdet::{name}"', ".py")
+    depth = int(re.search(r"_r(\d+)_", path.name)[1])
+    assert cfg.model.backbone.depth == depth
+    assert cfg.model.backbone.init_cfg.checkpoint == f"torchvision://resnet{depth}"
+    rest = [
+        {key: value for key, value in c.items() if key not in ("model", "custom_imports")}
+        | {key: value for key, value in c.model.items() if key not in ("backbone", "neck")}
+        for c in (cfg, stock)
+    ]
+    assert rest[0] == rest[1]
 
 
-@pytest.mark.parametrize("folder", ["dino", "dab_detr"])
+def test_an_ablation_differs_from_the_base_in_points_and_loss_only():
+    base = read(ABLATION_BASE).model
+    seen = [{}]
+    for path in ABLATION:
+        model = read(path).model
+        differs = {key: model[key] for key in model if model[key] != base.get(key)}
+        assert set(base) <= set(model) and set(differs) <= {"points", "distill_loss"}
+        assert differs not in seen, f"{path} is the base or another ablation"
+        seen.append(differs)
+        # What the name says is what differs.
+        points, loss = differs.get("points", {}), differs.get("distill_loss", {})
+        words = path.stem.split("_")[3:-2]
+        paired = points.get("type") == "QueryPairing"
+        assert (loss.get("rebalance") is False) == ("no-rebalance" in words or paired)
+        assert (points.get("specific") is False) == ("general" in words)
+        assert (points.get("num_general") == 0) == ("specific" in words)
+        if paired:
+            assert words == [points.strategy.replace("_", "-")]
+
+
+@pytest.mark.parametrize("folder", COCO)
 def test_a_folders_readme_lists_every_config(folder):
-    text = (CONFIGS / folder / "README.md").read_text()
-    for path in (CONFIGS / folder).glob("*.py"):
-        assert f"({path.name})" in text
+    readme = text(Path(folder, "README.md"))
+    for path in EXPERIMENTS:
+        if path.parts[0] == folder:
+            assert f"({path.name})" in readme
+
+
+@pytest.mark.parametrize("folder", COCO)
+def test_a_folders_readme_links_to_what_exists(folder):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text(Path(folder, "README.md"))):
+        assert "://" in link or (CONFIGS / folder / link).exists(), link
+    for config in re.findall(r"configs/\S+\.py", text(Path(folder, "README.md"))):
+        assert list(ROOT.glob(config)), config
+
+
+@pytest.mark.parametrize("folder", COCO)
+def test_a_folders_metafile_lists_every_config(folder):
+    metafile = yaml.safe_load(text(Path(folder, "metafile.yml")))
+    (collection,) = metafile["Collections"]
+    assert collection["README"] == f"configs/{folder}/README.md"
+    assert (ROOT / collection["README"]).is_file()
+    experiments = [path for path in EXPERIMENTS if path.parts[0] == folder]
+    models = {model["Config"]: model for model in metafile["Models"]}
+    assert len(models) == len(metafile["Models"])
+    assert models.keys() == {f"configs/{path}" for path in experiments}
+    for path in experiments:
+        model, cfg = models[f"configs/{path}"], read(path)
+        assert model["Name"] == path.stem and model["In Collection"] == collection["Name"]
+        metadata = dict(Epochs=cfg.train_cfg.max_epochs)
+        if path in DISTILLED:
+            teacher = cfg.model.teacher
+            name = teacher.config
+            if "::" not in name:
+                name = str(Path(name).resolve().relative_to(ROOT))
+            metadata["Teacher"] = name
+            if "://" in teacher.checkpoint:
+                metadata["Teacher Weights"] = teacher.checkpoint
+        assert model["Metadata"] == metadata
+        assert "Results" not in model  # nobody has measured any
+
+
+def test_the_metafiles_names_are_unique():
+    models, collections = [], []
+    for folder in COCO:
+        metafile = yaml.safe_load(text(Path(folder, "metafile.yml")))
+        models += [model["Name"] for model in metafile["Models"]]
+        collections += [collection["Name"] for collection in metafile["Collections"]]
+    assert len(models) == len(set(models)) and len(collections) == len(set(collections))
 
 
 def test_the_project_readme_shows_the_config_as_it_is():
-    readme = (CONFIGS.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     shown = readme.split("```python\n")[1].split("```")[0]
     shown = "".join(re.sub(r"\s+# \d$", "", line) + "\n" for line in shown.splitlines())
-    real = (CONFIGS / "dino" / "kd-detr_dino-4scale_r50-to-r18_8xb2-12e_coco.py").read_text()
+    real = text("dino/kd-detr_dino-4scale_r50-to-r18_8xb2-12e_coco.py")
     shorten = lambda text: re.sub(r"/mmdetection/v3.0/dino/[^/]+/", "/.../", text)  # noqa: E731
     assert shown == shorten(re.sub(r"  # noqa.*", "", real))
