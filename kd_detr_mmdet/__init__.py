@@ -12,6 +12,12 @@ __version__ = "0.1.0"
 
 from .detectors import KDDETR  # noqa: E402
 from .losses import RebalancedDistillLoss  # noqa: E402
-from .points import DistillPointGenerator, DistillPoints  # noqa: E402
+from .points import DistillPointGenerator, DistillPoints, QueryPairing  # noqa: E402
 
-__all__ = ["KDDETR", "DistillPointGenerator", "DistillPoints", "RebalancedDistillLoss"]
+__all__ = [
+    "KDDETR",
+    "DistillPointGenerator",
+    "DistillPoints",
+    "QueryPairing",
+    "RebalancedDistillLoss",
+]

@@ -5,11 +5,9 @@ It writes report.json, report.md and report.png to work_dirs/demo.
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kd_detr_mmdet.datasets import generate_shapes
+from kd_detr_mmdet.utils.runs import Job, checkpoint, curve, wait
 
 CONFIGS = dict(
     teacher="dino_teacher",
@@ -40,82 +39,6 @@ def config_path(name: str) -> str:
     return str(ROOT / "configs" / "demo" / f"{name}.py")
 
 
-class Job:
-    """A tool at work in a process with one thread: two of them share two cores best."""
-
-    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
-        self.name, self.log = name, log
-        threads = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-        with open(log, "w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **threads},
-                cwd=ROOT,
-            )
-
-
-def wait(jobs: list[Job], work_dir: Path) -> None:
-    """Wait for jobs and show how far they are; if one fails, end the others and exit."""
-    shown = ""
-    try:
-        running = True
-        while running:
-            running = any(job.process.poll() is None for job in jobs)
-            line = "   ".join(filter(None, (progress(job.name, work_dir) for job in jobs)))
-            if line != shown:
-                print(f"  {line}", flush=True)
-                shown = line
-            for job in jobs:
-                if job.process.poll():
-                    print("\n".join(job.log.read_text().splitlines()[-20:]), file=sys.stderr)
-                    sys.exit(f"error: {NAMES[job.name]} failed; the whole log is {job.log}")
-            time.sleep(2 * running)
-    finally:  # also on Ctrl-C: leave no process behind
-        for job in jobs:
-            job.process.terminate()
-        for job in jobs:
-            job.process.wait()
-
-
-def scalars(work_dir: Path) -> list[dict]:
-    """What a run has logged so far; the last line may be cut while it is written."""
-    rows = []
-    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-    return rows
-
-
-def progress(name: str, work_dir: Path) -> str:
-    """One run's last evaluation, e.g. 'teacher: epoch 3, AP 12.3'."""
-    evaluated = [row for row in scalars(work_dir / name) if "coco/bbox_mAP" in row]
-    if not evaluated:
-        return ""
-    return f"{NAMES[name]}: epoch {evaluated[-1]['step']}, AP {100 * ap(evaluated[-1]):.1f}"
-
-
-def ap(row: dict) -> float:
-    """AP of a logged evaluation; COCO says -1 where it has none."""
-    return max(row["coco/bbox_mAP"], 0.0)
-
-
-def curve(work_dir: Path) -> list[dict]:
-    """AP after each epoch, with the iterations and the seconds of training so far."""
-    rows, points, iteration, seconds = scalars(work_dir), [], 0, 0.0
-    for row in rows:
-        if "loss" in row:
-            seconds += row["time"] * (row["iter"] - iteration)
-            iteration = row["iter"]
-        elif "coco/bbox_mAP" in row:
-            points.append(dict(iteration=iteration, seconds=round(seconds, 1), bbox_mAP=ap(row)))
-    return points
-
-
 def train(names: list[str], work_dir: Path, seed: int, epochs: int | None) -> None:
     """Train two configs side by side."""
     print(f"training: {' and '.join(NAMES[name] for name in names)}", flush=True)
@@ -128,13 +51,8 @@ def train(names: list[str], work_dir: Path, seed: int, epochs: int | None) -> No
             options.append(f"model.teacher.checkpoint={checkpoint(work_dir / 'teacher')}")
         arguments = ["tools/train.py", config_path(CONFIGS[name])]
         arguments += ["--work-dir", str(work_dir / name), "--cfg-options", *options]
-        jobs.append(Job(name, arguments, work_dir / f"{name}.log"))
-    wait(jobs, work_dir)
-
-
-def checkpoint(work_dir: Path) -> str:
-    """The last checkpoint of a run."""
-    return (work_dir / "last_checkpoint").read_text().strip()
+        jobs.append(Job(NAMES[name], arguments, work_dir / f"{name}.log", work_dir / name))
+    wait(jobs)
 
 
 def test(names: list[str], work_dir: Path) -> None:
@@ -143,8 +61,8 @@ def test(names: list[str], work_dir: Path) -> None:
     for name in names:
         arguments = ["tools/test.py", config_path(STOCK[name]), checkpoint(work_dir / name)]
         arguments += ["--work-dir", str(work_dir / name), "--out", str(work_dir / f"{name}.json")]
-        jobs.append(Job(name, arguments, work_dir / f"{name}_test.log"))
-    wait(jobs, work_dir)
+        jobs.append(Job(NAMES[name], arguments, work_dir / f"{name}_test.log", work_dir / name))
+    wait(jobs)
 
 
 def run(work_dir: Path, seed: int, epochs: int | None) -> dict:

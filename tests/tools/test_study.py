@@ -1,0 +1,490 @@
+"""tools/study.py: what it refuses, in which order it trains, how it resumes, and one real study."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TEACHER, dino_config
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config, DictAction
+
+from kd_detr_mmdet.datasets import generate_shapes
+from kd_detr_mmdet.utils import study as study_module
+from kd_detr_mmdet.utils.errors import ConfigError
+from kd_detr_mmdet.utils.study import (
+    Run,
+    Task,
+    collect,
+    make_data,
+    make_tasks,
+    measure,
+    option,
+    read_study,
+    select,
+    train_all,
+    write_report,
+)
+
+ROOT = Path(__file__).parents[2]
+
+# Trains in no time. The config file says what to do; a line in calls.txt tells what was asked for.
+STUB = """
+import json, pathlib, shutil, sys, time
+config, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
+root = pathlib.Path(__file__).parent
+def tell(what):
+    with open(root / "calls.txt", "a") as file:
+        file.write(f"{what} {folder.parent.name} {folder.name} {' '.join(sys.argv[4:])}\\n")
+tell("begin")
+does = config.read_text()
+if "fail" in does:
+    sys.exit("no luck today")
+time.sleep(1.5 if "slow" in does else 60 if "hang" in does else 0)
+log = folder / "20260101_000000" / "vis_data" / "scalars.json"
+log.parent.mkdir(parents=True, exist_ok=True)
+rows = [dict(loss=1.0, time=0.5, iter=20), {"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "step": 2}]
+log.write_text("".join(json.dumps(row) + "\\n" for row in rows))
+shutil.copy(root / "epoch_2.pth", folder / "epoch_2.pth")
+(folder / "last_checkpoint").write_text(str(folder / "epoch_2.pth"))
+tell("end")
+"""  # noqa: E501
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a study file, and configs for the stub by what they make it do."""
+
+    def study(**content):
+        for name in ("quick", "slow", "fail", "hang"):
+            (tmp_path / f"{name}.py").write_text(f"# {name}")
+        content = {
+            "seeds": [0],
+            "runs": {"alone": dict(config=str(tmp_path / "quick.py"))},
+        } | content
+        path = tmp_path / "points.py"
+        path.write_text("".join(f"{key} = {value!r}\n" for key, value in content.items()))
+        return str(path)
+
+    return study
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, tmp_path):
+    """Runs the tool with a stub for training: (exit code, stderr, stdout)."""
+    (tmp_path / "stub.py").write_text(STUB)
+    torch.save(dict(meta=dict(epoch=2, iter=20)), tmp_path / "epoch_2.pth")
+    monkeypatch.setattr(study_module, "TRAIN", str(tmp_path / "stub.py"))
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.02)
+
+    def tool(*arguments):
+        work_dir = ["--work-dir", str(tmp_path / "work")]
+        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments), *work_dir])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "tools" / "study.py"), run_name="__main__")
+        out, err = capfd.readouterr()
+        return stopped.value.code, err.strip(), out
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield tool
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """What the stub was asked for so far: 'begin alone seed-0 --cfg-options ...', 'end ...'."""
+    path = tmp_path / "calls.txt"
+    return lambda: path.read_text().splitlines() if path.exists() else []
+
+
+CONFIG = "configs/demo/dino_alone.py"
+GOOD = dict(config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (dict(seeds=[]), "seeds must be a list of at least one integer"),
+        (dict(seeds=[1, 2, 1]), "seed 1 is given more than once"),
+        (dict(seeds=[True]), "a seed is an integer"),
+        (dict(sedes=[1]), "unknown key 'sedes'"),
+        (dict(runs={}), "'runs' is empty"),
+        (dict(runs=dict(a=dict(GOOD, optoins={}))), "runs.a: unknown key 'optoins'"),
+        (dict(runs=dict(a={})), "runs.a: 'config' is missing"),
+        (dict(runs={"a b": GOOD}), "bad name 'a b'"),
+        (dict(runs=dict(a=dict(config="no/such.py"))), "runs.a: no config file 'no/such.py'"),
+        (dict(runs=dict(a=dict(GOOD, teacher="t"))), "runs.a: unknown teacher 't'; known: none"),
+        (dict(runs=dict(a=dict(GOOD, baseline="b"))), "runs.a: unknown baseline 'b'"),
+        (dict(runs=dict(a=dict(GOOD, baseline="a"))), "runs.a: unknown baseline 'a'"),
+        (dict(runs=dict(a=GOOD, b=dict(GOOD, same_time=["a"]))), "'same_time' needs a 'baseline'"),
+        (
+            dict(runs=dict(a=GOOD, b=dict(GOOD, baseline="a", same_time=["c"]))),
+            "runs.b: unknown same_time 'c'; other runs: 'a'",
+        ),
+        (dict(runs=dict(a=dict(GOOD, options={"randomness.seed": 1}))), "the study sets it"),
+        (dict(options={"train_cfg": dict(max_epochs=1)}), "cannot be set"),
+        (dict(teachers=dict(alone=GOOD)), "a teacher has that name too"),
+        (dict(teachers=dict(t=dict(GOOD, seed=-1))), "teachers.t.seed: a seed is an integer"),
+        (dict(data=dict(train=1)), "data: 'val' is missing"),
+    ],
+)
+def test_bad_studies(write, content, told):
+    with pytest.raises(ConfigError) as caught:
+        read_study(write(**content))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_study(tmp_path):
+    with pytest.raises(ConfigError, match="no study file"):
+        read_study(str(tmp_path / "none.py"))
+    (tmp_path / "broken.py").write_text("seeds = [")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_study(str(tmp_path / "broken.py"))
+
+
+def test_bad_data_is_told_in_one_line(write, tmp_path):
+    study = read_study(write(data=dict(train=0, val=1, size=(64, 48), root=str(tmp_path / "d"))))
+    with pytest.raises(ConfigError, match="data: "):
+        make_data(study)
+
+
+def test_a_good_study(write):
+    study = read_study(
+        write(
+            _scratch=1,
+            title="T",
+            seeds=[3, 1],
+            options={"train_cfg.val_interval": 2, "a.b": 1},
+            teachers=dict(t=dict(GOOD, seed=4)),
+            runs=dict(
+                z=dict(GOOD, options={"a.b": 2, "param_scheduler.1.milestones": [32]}),
+                b=dict(GOOD, title="B|C", teacher="t", baseline="z"),
+            ),
+        )
+    )
+    assert list(study.runs) == ["z", "b"]
+    assert study.runs["z"].options == {
+        "train_cfg.val_interval": 2,
+        "a.b": 2,
+        "param_scheduler.1.milestones": [32],
+    }
+    assert study.runs["b"].same_time == ("z",)
+    assert study.runs["b"].title == "B/C"
+    assert study.teachers["t"].seeds == (4,)
+    order = [str(task) for task in make_tasks(study, Path("/nowhere"))]
+    assert order == ["t, seed 4", "z, seed 3", "b, seed 3", "z, seed 1", "b, seed 1"]
+    assert read_study(study.path, seeds=[7]).runs["z"].seeds == (7,)
+
+
+def test_select_adds_the_teachers(write):
+    study = read_study(write(teachers=dict(t=GOOD), runs=dict(a=GOOD, b=dict(GOOD, teacher="t"))))
+    tasks = make_tasks(study, Path("/nowhere"))
+    assert [task.run.name for task in select(tasks, ["b"])] == ["t", "b"]
+    assert [task.run.name for task in select(tasks, ["a"])] == ["a"]
+    with pytest.raises(ConfigError, match="--runs: unknown run 'c'"):
+        select(tasks, ["c"])
+
+
+@pytest.mark.parametrize(
+    "value", [3, 0.1, 1e-5, True, None, "uniform", "data/x.json", [32], [6, 7], [], (1, (2, 3))]
+)
+def test_options_arrive_as_given(value):
+    assert option("a.1.b", value).startswith("a.1.b=")
+
+
+@pytest.mark.parametrize("value", ["1", "a b", "a,b", "None", {"a": 1}, (1, "2")])
+def test_options_that_would_arrive_changed(value):
+    with pytest.raises(ConfigError, match="'a.b' cannot be set to"):
+        option("a.b", value)
+
+
+def test_lists_reach_the_config():
+    parser = study_module.argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    cfg = Config.fromfile(ROOT / CONFIG)
+    arguments = ["--cfg-options", option("param_scheduler.1.milestones", [32])]
+    cfg.merge_from_dict(parser.parse_args(arguments).cfg_options)
+    assert cfg.param_scheduler[1].milestones == [32]
+    assert cfg.param_scheduler[0].type == "LinearLR"
+
+
+def test_measure(tmp_path):
+    first = tmp_path / "20260101_000000" / "vis_data"
+    second = tmp_path / "20260102_000000" / "vis_data"
+
+    def evaluated(step, ap):
+        return {"coco/bbox_mAP": ap, "coco/bbox_mAP_50": 2 * ap, "step": step}
+
+    rows = {
+        first: [
+            dict(loss=1, time=0.5, iter=20),
+            evaluated(1, 0.1),
+            dict(loss=1, time=9.0, iter=46),  # a busy moment
+            evaluated(2, 0.9),  # its checkpoint was lost, so this comes again
+        ],
+        second: [dict(loss=1, time=0.5, iter=46), evaluated(2, 0.2), evaluated(3, -1.0)],
+    }
+    for folder, lines in rows.items():
+        folder.mkdir(parents=True)
+        (folder / "scalars.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    torch.save(dict(meta=dict(epoch=3, iter=78)), tmp_path / "epoch_3.pth")
+    # 26 iterations an epoch, of which the last 6 are not logged; half a second each.
+    points = [(26, 13.0, 0.1), (52, 26.0, 0.2), (78, 39.0, 0.0)]
+    assert measure(tmp_path, tmp_path / "epoch_3.pth") == dict(
+        iterations=78,
+        seconds=39.0,
+        curve=[dict(iteration=i, seconds=s, bbox_mAP=a, bbox_mAP_50=2 * a) for i, s, a in points],
+    )
+
+
+def test_trains_in_order_and_only_once(write, run, calls, tmp_path):
+    configs = {name: str(tmp_path / f"{name}.py") for name in ("quick", "slow")}
+    path = write(
+        seeds=[0, 1],
+        teachers=dict(t=dict(config=configs["slow"], options={"a.b": [1, 2]})),
+        runs=dict(
+            kd=dict(config=configs["quick"], teacher="t", baseline="alone"),
+            alone=dict(config=configs["quick"]),
+        ),
+    )
+    code, err, out = run(path)
+    assert (code, err) == (0, "")
+    work = tmp_path / "work"
+    told = [" ".join(line.split()[:3]) for line in calls()]
+    # The undistilled runs begin beside the teacher, the distilled ones after it.
+    assert (
+        told.index("end t seed-0") < told.index("begin kd seed-0") < told.index("begin kd seed-1")
+    )
+    assert told.index("begin alone seed-0") < told.index("end t seed-0")
+    assert told.index("begin alone seed-0") < told.index("begin alone seed-1")
+    options = {" ".join(line.split()[:3]): line.split()[3:] for line in calls()}
+    assert options["begin t seed-0"] == ["--cfg-options", "a.b=[1,2]", "randomness.seed=0"]
+    assert options["begin kd seed-1"] == [
+        "--cfg-options",
+        "randomness.seed=1",
+        f"model.teacher.checkpoint={work}/t/seed-0/epoch_2.pth",
+    ]
+    lines = out.strip().splitlines()
+    assert len(lines) == 2 * 5
+    assert "t, seed 0: starts" in lines
+    assert "kd, seed 1: AP 25.0, 10 s of training" in lines
+
+    result = json.loads((work / "kd/seed-1/result.json").read_text())
+    digest = study_module.sha256(tmp_path / "epoch_2.pth")
+    assert result["teacher"] == dict(name="t", sha256=digest)
+    assert (result["seed"], result["config"], result["options"]) == (1, configs["quick"], {})
+    assert (result["iterations"], result["seconds"], result["bbox_mAP"]) == (20, 10.0, 0.25)
+    assert result["commit"] == study_module.commit()
+    report = (work / "report.md").read_text()
+    assert "| kd | 25.0 | 0.0 | 25.0 25.0 | 25.0 | 20 | 10 | 0 1 |" in report
+
+    before = calls(), (work / "kd/seed-1/result.json").stat().st_mtime_ns
+    code, err, out = run(path, "--out", tmp_path / "report")
+    assert (code, err, out) == (0, "", "")
+    assert before == (calls(), (work / "kd/seed-1/result.json").stat().st_mtime_ns)
+    assert (tmp_path / "report" / "report.png").exists()
+    # Teachers may be cleared away when all are finished; their students are theirs all the same.
+    (work / "t/seed-0/epoch_2.pth").unlink()
+    assert run(path, "--report-only")[0] == 0
+    assert calls() == before[0]
+
+
+def test_one_job_at_a_time(write, run, calls, tmp_path):
+    runs = {name: dict(config=str(tmp_path / "slow.py")) for name in "ab"}
+    assert run(write(runs=runs), "--jobs", 1)[0] == 0
+    assert [line.split()[0] for line in calls()] == ["begin", "end"] * 2
+
+
+@pytest.mark.parametrize("name", ["result.json", "started.json"])
+def test_other_settings_are_refused(write, run, calls, tmp_path, name):
+    config = str(tmp_path / "quick.py")
+    assert run(write(runs=dict(alone=dict(config=config, options={"a.b": (1, 2)}))))[0] == 0
+    folder = tmp_path / "work/alone/seed-0"
+    if name == "started.json":
+        (folder / "result.json").unlink()
+    code, err, _ = run(write(runs=dict(alone=dict(config=config, options={"a.b": (1, 3)}))))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    for told in (folder, "another options", "[1, 2]", "[1, 3]", "--work-dir", "delete the folder"):
+        assert str(told) in err
+    assert len(calls()) == 2
+
+
+def test_another_teacher_is_refused(write, run, tmp_path):
+    config = str(tmp_path / "quick.py")
+    path = write(
+        teachers=dict(t=dict(config=config)), runs=dict(kd=dict(config=config, teacher="t"))
+    )
+    assert run(path)[0] == 0
+    torch.save(dict(meta=dict(epoch=2, iter=20), other=1), tmp_path / "work/t/seed-0/epoch_2.pth")
+    code, err, _ = run(path)
+    assert code == 2
+    assert "another teacher" in err
+
+
+def test_an_interrupted_run_is_resumed(write, run, calls, tmp_path):
+    path = write()
+    assert run(path)[0] == 0
+    folder = tmp_path / "work/alone/seed-0"
+    (folder / "result.json").unlink()
+    (folder / "epoch_1.pth").write_text("earlier")
+    code, _, out = run(path)
+    assert code == 0
+    assert out.startswith("alone, seed 0: resumes\n")
+    assert calls()[2] == "begin alone seed-0 --resume --cfg-options randomness.seed=0"
+    assert (folder / "result.json").exists()
+    assert [path.name for path in folder.glob("*.pth")] == ["epoch_2.pth"]
+
+
+def test_a_failed_run_is_told_and_the_other_one_ends_well(write, run, calls, tmp_path):
+    runs = {
+        name: dict(config=str(tmp_path / f"{does}.py"))
+        for name, does in dict(bad="fail", other="slow", next="quick").items()
+    }
+    code, err, out = run(write(runs=runs))
+    work = tmp_path / "work"
+    assert code == 1
+    assert "no luck today" in err
+    assert err.endswith(f"bad, seed 0 failed; the whole log is {work}/bad/seed-0/train.log")
+    assert "other, seed 0: AP 25.0" in out
+    assert (work / "other/seed-0/result.json").exists()
+    assert not (work / "bad/seed-0/result.json").exists()
+    assert not any("next" in line for line in calls())
+
+
+def test_report_of_nothing(write, run):
+    code, err, _ = run(write(), "--report-only")
+    assert code == 2
+    assert "no run is finished yet" in err
+
+
+def test_ended_from_outside_it_ends_its_runs(write, run, calls, tmp_path):
+    path = write(runs=dict(a=dict(config=str(tmp_path / "hang.py"))))
+    code = (
+        "import sys, signal, runpy\n"
+        "from kd_detr_mmdet.utils import study\n"
+        f"study.TRAIN = {str(tmp_path / 'stub.py')!r}\n"
+        f"sys.argv = ['study.py', {path!r}, '--work-dir', {str(tmp_path / 'work')!r}]\n"
+        f"runpy.run_path({str(ROOT / 'tools/study.py')!r}, run_name='__main__')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.time() + 60
+    while not calls() and time.time() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    child = int(children.read_text().split()[0]) if children.exists() else None
+    process.terminate()
+    assert b"terminated: run it again to go on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert len(calls()) == 1
+    if child is not None:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+@pytest.fixture
+def real(tmp_path, monkeypatch):
+    """A study of tiny detectors on a handful of images; one epoch is two iterations."""
+    # Laying configs out to be read takes longer than training.
+    monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, False))
+    shapes = generate_shapes(tmp_path / "shapes", {"train": 16, "val": 4}, (64, 48))
+    base = Config.fromfile(ROOT / CONFIG)
+    base.default_hooks.logger.interval = 1
+    base.env_cfg.mp_cfg.mp_start_method = "spawn"
+    for loader in ("train", "val", "test"):
+        dataset = base[f"{loader}_dataloader"].dataset
+        dataset.data_root = str(shapes)
+        dataset.pipeline[2].scale = (64, 48)
+    base.val_evaluator.ann_file = str(shapes / "annotations/instances_val.json")
+    base.test_evaluator.ann_file = "none.json"  # a study looks at the validation split
+    models = dict(alone=dino_config(), teacher=dino_config(**TEACHER))
+    models["kd"] = dict(
+        type="KDDETR",
+        student=dino_config(),
+        teacher=dict(config=dino_config(**TEACHER), checkpoint="none.pth"),
+        points=dict(num_general=10),
+    )
+    configs = {}
+    for name, model in models.items():
+        base.model = model
+        configs[name] = str(tmp_path / f"{name}.py")
+        base.dump(configs[name])
+    content = dict(
+        seeds=[1],
+        options={"train_cfg.max_epochs": 1, "param_scheduler.1.milestones": [1]},
+        teachers=dict(tiny=dict(config=configs["teacher"])),
+        runs=dict(
+            alone=dict(config=configs["alone"]),
+            kd=dict(config=configs["kd"], teacher="tiny", baseline="alone"),
+        ),
+    )
+    path = tmp_path / "tiny_study.py"
+    path.write_text("".join(f"{key} = {value!r}\n" for key, value in content.items()))
+    return path
+
+
+class JobHere:
+    """Does what a job does in this process: to start another one takes longer than all the rest."""
+
+    def __init__(self, title, arguments, log, work_dir=None):
+        self.title, self.log = title, log
+        sys.argv = list(arguments)
+        DetLocalVisualizer._instance_dict.clear()  # MMEngine keeps one for a whole process
+        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        self.process = SimpleNamespace(poll=lambda: 0, terminate=lambda: 0, wait=lambda: 0)
+
+    def failure(self):
+        return None
+
+
+@pytest.mark.parametrize("jobs", ["here", pytest.param("processes", marks=pytest.mark.slow)])
+def test_a_real_study(real, tmp_path, monkeypatch, capfd, jobs):
+    if jobs == "here":
+        # Asking the compilers for their versions takes longer than training.
+        monkeypatch.setattr("mmengine.runner.runner.collect_env", lambda: {"Python": "3"})
+        monkeypatch.setattr(study_module, "Job", JobHere)
+    monkeypatch.setattr(sys, "argv", ["study.py"])
+    tasks = make_tasks(read_study(str(real)), tmp_path / "work")
+    assert train_all(tasks, 2, lambda: None) == []
+    folder = tmp_path / "work/kd/seed-1"
+    first = json.loads((folder / "result.json").read_text())
+    assert first["iterations"] == first["curve"][-1]["iteration"] == 2
+    assert first["seconds"] > 0
+    assert first["options"]["param_scheduler.1.milestones"] == [1]
+    trained = Config.fromfile(folder / "kd.py")
+    assert trained.param_scheduler[1].milestones == [1]
+    assert trained.randomness.seed == 1
+    teacher = tmp_path / "work/tiny/seed-0/epoch_1.pth"
+    assert trained.model.teacher.checkpoint == str(teacher)
+    assert first["teacher"]["sha256"] == study_module.sha256(teacher)
+    write_report(tmp_path / "out", read_study(str(real)), collect(tasks))
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["rows"]) == ["tiny", "alone", "kd"]
+    assert report["gains"]["kd"]["equal_iterations"]["seeds"] == 1
+
+    # Ended before the last evaluation: nothing is left to train, and the checkpoint is evaluated.
+    (folder / "result.json").unlink()
+    log = next(folder.glob("*/vis_data/scalars.json"))
+    rows = [line for line in log.read_text().splitlines() if "coco/" not in line]
+    log.write_text("\n".join(rows) + "\n")
+    capfd.readouterr()
+    assert train_all(tasks, 2, lambda: None) == []
+    assert "kd, seed 1: resumes" in capfd.readouterr().out
+    assert (folder / "evaluation.json").exists()
+    assert json.loads((folder / "result.json").read_text()) == first
+
+
+def test_a_task_without_an_evaluation_says_so(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("val_dataloader = None")
+    run = Run("a", "a", str(config), {}, (0,))
+    with pytest.raises(ConfigError, match="no 'val_dataloader'"):
+        Task(run, 0, tmp_path)._evaluate()

@@ -1,0 +1,174 @@
+"""A study's report: figures worked by hand from made-up learning curves."""
+
+import json
+import math
+
+import pytest
+
+from kd_detr_mmdet.utils.errors import ConfigError
+from kd_detr_mmdet.utils.study import (
+    Run,
+    Study,
+    compare,
+    interval,
+    mean_curve,
+    summarize,
+    write_report,
+)
+
+
+def result(*points, commit="abc1234"):
+    """Content of result.json from (iteration, seconds, AP in percent)."""
+    curve = [
+        dict(iteration=i, seconds=s, bbox_mAP=a / 100, bbox_mAP_50=a / 50) for i, s, a in points
+    ]
+    return dict(
+        commit=commit,
+        iterations=points[-1][0],
+        seconds=points[-1][1],
+        curve=curve,
+        bbox_mAP=curve[-1]["bbox_mAP"],
+        best_bbox_mAP=max(point["bbox_mAP"] for point in curve),
+    )
+
+
+def run(name, **keys):
+    return Run(name=name, config="c.py", options={}, seeds=(0, 1), **{"title": name, **keys})
+
+
+BOTH = run(
+    "both",
+    title="general + specific",
+    teacher="dino",
+    baseline="alone",
+    same_time=("alone", "longer"),
+)
+STUDY = Study(
+    title="Which points?",
+    path="studies/points.py",
+    seeds=(0, 1),
+    teachers={"dino": run("dino", title="teacher dino")},
+    runs={"alone": run("alone"), "longer": run("longer"), "both": BOTH},
+)
+# A step of distillation takes twice as long: 200 iterations are 20 s alone, 40 s distilled.
+RESULTS = {
+    "dino": {0: result((100, 15, 30), (200, 30, 50))},
+    "alone": {0: result((100, 10, 22), (200, 20, 20)), 1: result((100, 10, 10), (200, 20, 18))},
+    "longer": {
+        0: result((200, 20, 15), (400, 41, 32), (500, 60, 40)),
+        1: result((200, 20, 25), (400, 41, 24), (500, 60, 30)),
+    },
+    "both": {0: result((100, 20, 24), (200, 40, 28)), 1: result((100, 20, 16), (200, 40, 17))},
+}
+
+
+def test_interval_is_students():
+    told = interval({0: 1.0, 1: 2.0, 2: 6.0})
+    # Mean 3, standard deviation sqrt(7), t(0.975, 2) = 4.30265.
+    half = 4.30265 * math.sqrt(7 / 3)
+    assert told["mean"] == 3
+    assert (told["low"], told["high"]) == pytest.approx((3 - half, 3 + half), abs=1e-4)
+    assert interval({5: 2.0})["low"] is None
+    assert interval({})["mean"] is None
+
+
+def test_gains_are_paired():
+    told = compare(BOTH, RESULTS)
+    # 28 - 20 and 17 - 18.
+    assert told["equal_iterations"]["per_seed"] == pytest.approx({0: 8, 1: -1})
+    assert told["equal_iterations"]["mean"] == pytest.approx(3.5)
+    # Within 40 s (and 3 %, so 41.2 s) the others reached 32 and 25; not the 40 and 30 of 60 s.
+    assert told["equal_time"]["per_seed"] == pytest.approx({0: -4, 1: -8})
+    # Best of all: 28 against 40, 17 against 30.
+    assert told["plateau"]["per_seed"] == pytest.approx({0: -12, 1: -13})
+
+
+def test_equal_time_allows_three_percent_and_no_more():
+    results = {**RESULTS, "longer": {0: result((200, 20, 15), (400, 41.3, 32))}}
+    # 41.3 s are too long now, so the best within the time is the baseline's 22.
+    assert compare(BOTH, results)["equal_time"]["per_seed"] == pytest.approx({0: 28 - 22})
+
+
+def test_time_to_the_baselines_best():
+    told = compare(BOTH, RESULTS)["time_to_baseline"]
+    # Seed 0: 22 after 10 s alone, 24 after 20 s distilled. Seed 1: 18 is never reached.
+    assert told == dict(median=None, per_seed={0: 2.0, 1: None}, reached=1, seeds=2)
+    results = {
+        "alone": {n: result((100, 10, 10), (200, 20, 18)) for n in range(3)},
+        "both": {
+            0: result((100, 5, 18)),
+            1: result((100, 12, 9), (200, 15, 19)),
+            2: result((100, 9, 1)),
+        },
+    }
+    told = compare(run("both", baseline="alone", same_time=("alone",)), results)
+    # 5 / 20, 15 / 20 and never.
+    assert told["time_to_baseline"]["median"] == 0.75
+    assert told["time_to_baseline"]["reached"] == 2
+
+
+def test_only_seeds_that_are_complete_count():
+    results = {**RESULTS, "longer": {0: RESULTS["longer"][0]}}
+    told = compare(BOTH, results)
+    assert told["equal_iterations"]["seeds"] == 2
+    assert told["equal_time"]["seeds"] == told["plateau"]["seeds"] == 1
+    assert compare(BOTH, {"both": RESULTS["both"]})["equal_iterations"]["mean"] is None
+
+
+def test_no_gain_at_equal_iterations_from_unequal_ones():
+    other = run("both", baseline="longer", same_time=("longer",))
+    assert compare(other, RESULTS)["equal_iterations"]["mean"] is None
+
+
+def test_the_mean_curve_has_what_all_seeds_have():
+    results = {0: result((100, 10, 20), (150, 15, 99), (200, 20, 30)), 1: RESULTS["alone"][1]}
+    assert mean_curve(results) == [
+        dict(iteration=100, seconds=10, mean=15, low=10, high=20),
+        dict(iteration=200, seconds=20, mean=24, low=18, high=30),
+    ]
+
+
+def test_tables(tmp_path):
+    write_report(tmp_path, STUDY, RESULTS)
+    text = (tmp_path / "report.md").read_text()
+    assert "| teacher dino | 50.0 | - | 50.0 | 50.0 | 200 | 30 | 0 |" in text
+    # Mean of 20 and 18; spread sqrt(2); the curves' best are 22 and 18.
+    assert "| alone | 19.0 | 1.4 | 20.0 18.0 | 20.0 | 200 | 20 | 0 1 |" in text
+    # t(0.975, 1) = 12.7062; half widths 12.7062 * 4.5, * 2 and * 0.5.
+    assert (
+        "| general + specific | alone | +3.5 [-53.7, +60.7] (2) | -6.0 [-31.4, +19.4] (2) | "
+        "-12.5 [-18.9, -6.1] (2) | never (1 of 2) | alone, longer |" in text
+    )
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("Seeds 0 1; commit abc1234; ")
+    assert last.endswith("`python tools/study.py studies/points.py`")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["rows"]["both"]["ap_per_seed"] == pytest.approx({"0": 28, "1": 17})
+    assert report["gains"]["both"]["equal_time"]["mean"] == pytest.approx(-6)
+    assert report["rows"]["alone"]["results"]["1"]["curve"][0]["seconds"] == 10
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "report.png"}
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    results = {name: {0: by_seed[0]} for name, by_seed in RESULTS.items()}
+    write_report(tmp_path, STUDY, results)
+    text = (tmp_path / "report.md").read_text()
+    assert "| +8.0 [-] (1) | -4.0 [-] (1) | -12.0 [-] (1) | 200% (1 of 1) |" in text
+
+
+def test_what_is_not_finished_is_left_out():
+    report = summarize(STUDY, {"both": RESULTS["both"]})
+    assert list(report["rows"]) == ["both"]
+    with pytest.raises(ConfigError, match="no run is finished yet"):
+        write_report(None, STUDY, {})
+
+
+def test_a_picture_of_twelve_runs(tmp_path):
+    runs = {f"r{n}": run(f"r{n}", title=f"a run with a long title {n}") for n in range(12)}
+    results = {
+        name: {s: result((100, 10, n), (200, 20, n + s)) for s in (0, 1)}
+        for n, name in enumerate(runs)
+    }
+    write_report(tmp_path, Study("Twelve", "s.py", (0, 1), {}, runs), results)
+    assert (tmp_path / "report.png").stat().st_size > 10_000

@@ -1,0 +1,70 @@
+"""Train configs over several seeds and compare them in pairs: python tools/study.py STUDY.py.
+
+Run it again to go on where it was stopped. It writes report.md, report.json and report.png.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from kd_detr_mmdet.utils.cli import one_line_errors
+from kd_detr_mmdet.utils.study import (
+    collect,
+    make_data,
+    make_tasks,
+    read_study,
+    select,
+    train_all,
+    write_report,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", help="study file")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where runs are kept; work_dirs/study/<name of the file>"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's")
+    parser.add_argument("--jobs", type=int, choices=(1, 2), default=2, help="runs at a time")
+    parser.add_argument(
+        "--runs", nargs="+", metavar="NAME", help="train only these, and the teachers they need"
+    )
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    parser.add_argument("--out", type=Path, help="where to write the report; the work directory")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    study = read_study(args.study, args.seeds)
+    work_dir = args.work_dir or ROOT / "work_dirs" / "study" / Path(args.study).stem
+    tasks = make_tasks(study, work_dir.resolve())
+    chosen = select(tasks, args.runs)
+
+    def report() -> None:
+        write_report(args.out or work_dir, study, collect(tasks))
+
+    failures = []
+    if not args.report_only:
+        make_data(study)
+        failures = train_all(chosen, args.jobs, report)
+    if not failures:
+        report()
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    # Ended from outside, it ends its jobs as on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: run it again to go on"))
+    try:
+        with one_line_errors():
+            main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run it again to go on")
