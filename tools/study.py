@@ -19,8 +19,8 @@ from kd_detr_mmdet.utils.study import (
     read_study,
     select,
     train_all,
-    write_report,
 )
+from kd_detr_mmdet.utils.study_report import write_report
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,10 +7,11 @@ from pathlib import Path
 import mmdet
 import pytest
 import yaml
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 
 from kd_detr_mmdet import KDDETR
+from kd_detr_mmdet.utils.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -83,6 +84,22 @@ def test_the_shipped_experiments_are_found(folder):
 def test_no_folder_of_experiments_is_forgotten():
     assert set(COCO) == {path.parent.name for path in CONFIGS.glob("*/metafile.yml")}
     assert {path.parts[0] for path in EXPERIMENTS if "coco" in path.name} == set(COCO)
+
+
+@pytest.mark.parametrize("path", [p for p in ALL if p.parts[0] == "studies"], ids=str)
+def test_a_study_can_be_read_and_its_options_fit_its_configs(path):
+    study = read_study(str(CONFIGS / path))
+    assert len(study.seeds) >= 3
+    assert f"({path.name})" in text("studies/README.md")
+    for run in [*study.teachers.values(), *study.runs.values()]:
+        cfg = Config.fromfile(ROOT / run.config)
+        cfg.merge_from_dict(run.options)
+        assert (run.teacher is not None) == (cfg.model.type == "KDDETR")
+        if run.teacher:
+            teacher = study.teachers[run.teacher].config
+            assert Path(cfg.model.teacher.config).resolve() == (ROOT / teacher).resolve()
+            TASK_UTILS.build({"type": "DistillPointGenerator", **cfg.model.get("points", {})})
+            MODELS.build({"type": "RebalancedDistillLoss", **cfg.model.get("distill_loss", {})})
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)

@@ -6,9 +6,8 @@ import math
 import pytest
 
 from kd_detr_mmdet.utils.errors import ConfigError
-from kd_detr_mmdet.utils.study import (
-    Run,
-    Study,
+from kd_detr_mmdet.utils.study import Run, Study
+from kd_detr_mmdet.utils.study_report import (
     compare,
     interval,
     mean_curve,

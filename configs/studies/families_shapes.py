@@ -1,0 +1,56 @@
+# Every family alone and distilled by a DINO, two of them by a stronger model of their own as well.
+title = "Families: tiny detectors on generated images"
+seeds = [0, 1, 2]
+data = dict(train=600, val=150, size=(128, 96))
+# Without denoising queries and encoder proposals these need more time than DINO.
+options = {
+    "train_cfg.max_epochs": 16,
+    "train_cfg.val_interval": 4,
+    "param_scheduler.1.milestones": [12],
+}
+
+_long = {
+    "train_cfg.max_epochs": 40,
+    "train_cfg.val_interval": 4,
+    "param_scheduler.1.milestones": [32],
+}
+teachers = dict(
+    dino=dict(config="configs/demo/dino_teacher.py", options=_long),
+    dab_teacher=dict(config="configs/tiny/dab_teacher.py", options=_long),
+    deformable_teacher=dict(config="configs/tiny/deformable_teacher.py", options=_long),
+)
+
+_specific = {
+    "model.points.num_general": 0,
+    "model.student_content": "blank",
+    "model.blank_content": "nearest",
+}
+
+
+def _alone(family, title):
+    return dict(title=f"{title}, alone", config=f"configs/tiny/{family}_alone.py")
+
+
+def _distilled(family, title, teacher="dino"):
+    pair = f"dino-to-{family}" if teacher == "dino" else family
+    return dict(
+        title=f"{title}, by {'DINO' if teacher == 'dino' else 'its own'}",
+        config=f"configs/tiny/kd-detr_{pair}.py",
+        teacher=teacher,
+        baseline=family,
+        options=_specific,
+    )
+
+
+runs = dict(
+    dab=_alone("dab", "DAB-DETR"),
+    dab_dino=_distilled("dab", "DAB-DETR"),
+    deformable=_alone("deformable", "Deformable DETR"),
+    deformable_dino=_distilled("deformable", "Deformable DETR"),
+    conditional=_alone("conditional", "Conditional DETR"),
+    conditional_dino=_distilled("conditional", "Conditional DETR"),
+    ddq=_alone("ddq", "DDQ-DETR"),
+    ddq_dino=_distilled("ddq", "DDQ-DETR"),
+    dab_own=_distilled("dab", "DAB-DETR", "dab_teacher"),
+    deformable_own=_distilled("deformable", "Deformable DETR", "deformable_teacher"),
+)

@@ -1,0 +1,42 @@
+# Distillation on real images: BCCD blood cells in data/bccd, in COCO format.
+title = "DINO on BCCD"
+seeds = [0, 1, 2, 3, 4]
+options = {"train_cfg.val_interval": 4}
+
+teachers = dict(
+    dino=dict(
+        config="configs/custom/dino_teacher.py",
+        options={
+            "train_cfg.max_epochs": 60,
+            "param_scheduler.1.milestones": [48],
+        },
+    )
+)
+
+_distilled = dict(
+    config="configs/custom/kd-detr_dino.py",
+    teacher="dino",
+    baseline="alone",
+    same_time=["alone", "alone_2x"],
+)
+_nearest = {"model.student_content": "blank", "model.blank_content": "nearest"}
+
+runs = dict(
+    alone=dict(title="alone", config="configs/custom/dino_alone.py"),
+    alone_2x=dict(
+        title="alone, twice as long",
+        config="configs/custom/dino_alone.py",
+        options={"train_cfg.max_epochs": 48, "param_scheduler.1.milestones": [38]},
+    ),
+    specific=dict(
+        _distilled,
+        title="specific, own content",
+        options={"model.points.num_general": 0, **_nearest},
+    ),
+    specific_teacher=dict(
+        _distilled,
+        title="specific, the teacher's content",
+        options={"model.points.num_general": 0},
+    ),
+    both=dict(_distilled, title="general and specific, own content", options=_nearest),
+)
