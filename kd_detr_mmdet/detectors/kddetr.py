@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..families import Family, build_family, share_content
 from ..families.base import Record
-from ..points import DistillPoints, QueryPairing
+from ..points import QueryPairing
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError, NonFiniteLossError
 from ..utils.random import preserved_rng
@@ -130,20 +130,14 @@ class KDDETR(BaseDetector):
 
     def _ask(self, student_record: Record, teacher_record: Record) -> Iterator[tuple]:
         """Both models' answers at each set of points: name, student's, teacher's, valid."""
-        teacher, student = self.teacher_family, self.student_family
-        specific, own = teacher.queries(teacher_record), student.queries(student_record)
-        for name, points in self.point_generator(specific, own, self._next_step()).items():
-            # Whoever's queries the points are has answered them already.
+        queries = self.teacher_family.queries(teacher_record)
+        for name, points in self.point_generator(queries, self._next_step()).items():
             with torch.no_grad():
-                if points is specific:
-                    target = teacher.own_answer(teacher_record)
-                else:  # the student's content says nothing to the teacher
-                    target = teacher.answer(teacher_record, DistillPoints(points.boxes))
-            if points is own:
-                answer = student.own_answer(student_record)
-            else:
-                answer = student.answer(student_record, points)
-            yield name, answer, target, None
+                if points is queries:  # the teacher has answered these already
+                    target = self.teacher_family.own_answer(teacher_record)
+                else:
+                    target = self.teacher_family.answer(teacher_record, points)
+            yield name, self.student_family.answer(student_record, points), target, None
 
     def _pair(
         self, student_record: Record, teacher_record: Record, batch_data_samples: SampleList
@@ -264,10 +258,10 @@ def check_places(model: KDDETR) -> None:
     if not placeless:
         return
     name = type(placeless[0]).__name__
-    if model.point_generator.set_names != ("specific",):
+    if "general" in model.point_generator.set_names:
         raise ConfigError(
-            f"{name}'s queries have no coordinates, so it cannot be asked at general points or at "
-            "another model's boxes: set points.num_general=0 and leave points.student=False"
+            f"{name}'s queries have no coordinates, so it cannot be asked at general points: set "
+            "points.num_general=0"
         )
     if not student.takes_content:
         raise ConfigError(

@@ -99,8 +99,6 @@ def points_of(model: KDDETR) -> str:
     sets = []
     if points.specific:
         sets.append(f"{model.teacher_family.num_queries} specific (the teacher's queries)")
-    if points.student:
-        sets.append(f"{model.student_family.num_queries} of the student's queries")
     if points.num_general:
         sets.append(f"{points.num_general} general ({points.distribution})")
     return f"{' + '.join(sets)} per image"

@@ -17,9 +17,7 @@ class DistillPointGenerator:
 
     *General* points scan the whole image: boxes drawn anew in every iteration, for every image,
     never learned and without content. *Specific* points are the teacher's own decoder queries,
-    content and boxes, which dwell where the teacher looks. *Student* points, which the paper does
-    not have between DETRs, are the student's own queries: the teacher is asked at their boxes, and
-    the student has answered there already.
+    content and boxes, which dwell where the teacher looks.
 
     The draw is a pure function of (seed, rank, step): it touches no global random state, so the
     student's own training sees the same random numbers as without distillation, and a resumed run
@@ -28,7 +26,6 @@ class DistillPointGenerator:
     Args:
         num_general: Number of general points per image; 0 for none. The paper's ``M_g``.
         specific: Whether the teacher's queries are used as points.
-        student: Whether the student's own queries are.
         distribution: ``'uniform'``: ``cx, cy, w, h ~ U(0, 1)`` (the paper's text); ``'normal'``:
             ``sigmoid(N(0, 1))``, denser in the centre (the authors' DAB-DETR code).
         seed: Seed of the draw. None takes PyTorch's, which MMEngine's ``randomness`` sets.
@@ -41,7 +38,6 @@ class DistillPointGenerator:
         self,
         num_general: int = 300,
         specific: bool = True,
-        student: bool = False,
         distribution: str = "uniform",
         seed: int | None = None,
     ) -> None:
@@ -49,45 +45,36 @@ class DistillPointGenerator:
             raise ConfigError(
                 f"points.num_general must be a whole number of at least 0, got {num_general!r}"
             )
-        for name, value in dict(specific=specific, student=student).items():
-            if not isinstance(value, bool):
-                raise ConfigError(f"points.{name} must be True or False, got {value!r}")
-        if num_general == 0 and not specific and not student:
+        if not isinstance(specific, bool):
+            raise ConfigError(f"points.specific must be True or False, got {specific!r}")
+        if num_general == 0 and not specific:
             raise ConfigError(
-                "points leave nothing to distil: set points.num_general above 0, "
-                "points.specific=True or points.student=True, or train the student's own config "
-                "without KDDETR"
+                "points leave nothing to distil: set points.num_general above 0 or "
+                "points.specific=True, or train the student's own config without KDDETR"
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ConfigError(f"points.seed must be a whole number or None, got {seed!r}")
         check_choice("points.distribution", distribution, DISTRIBUTIONS)
         self.num_general = num_general
         self.specific = specific
-        self.student = student
         self.distribution = distribution
         self.seed = seed
 
     def __call__(
-        self,
-        teacher_queries: DistillPoints,
-        student_queries: DistillPoints,
-        step: tuple[int, ...],
+        self, teacher_queries: DistillPoints, step: tuple[int, ...]
     ) -> dict[str, DistillPoints]:
         """Make the sets of one step.
 
         Args:
             teacher_queries: The teacher's own queries for this batch.
-            student_queries: The student's own queries for this batch.
             step: Non-negative integers that name this step; another step, another draw.
 
         Returns:
-            dict: ``'specific'``, ``'student'`` and ``'general'`` points, as far as they are wanted.
+            dict: ``'specific'`` and ``'general'`` points, as far as they are wanted.
         """
         sets = {}
         if self.specific:
             sets["specific"] = teacher_queries
-        if self.student:
-            sets["student"] = student_queries
         if self.num_general:
             sets["general"] = self.general(
                 teacher_queries.boxes.size(0), step, teacher_queries.boxes.device
@@ -97,8 +84,7 @@ class DistillPointGenerator:
     @property
     def set_names(self) -> tuple[str, ...]:
         """tuple: Names of the sets that this generator makes."""
-        wanted = dict(specific=self.specific, student=self.student, general=self.num_general > 0)
-        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+        return ("specific",) * self.specific + ("general",) * bool(self.num_general)
 
     def general(
         self, batch_size: int, step: tuple[int, ...], device: torch.device | str = "cpu"
@@ -121,5 +107,5 @@ class DistillPointGenerator:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(num_general={self.num_general}, specific={self.specific}, "
-            f"student={self.student}, distribution={self.distribution!r}, seed={self.seed})"
+            f"distribution={self.distribution!r}, seed={self.seed})"
         )

@@ -15,12 +15,6 @@ def queries():
     return DistillPoints(torch.rand(2, 7, 4), torch.rand(2, 7, 8))
 
 
-@pytest.fixture
-def own():
-    """The student's queries."""
-    return DistillPoints(torch.rand(2, 3, 4), torch.rand(2, 3, 16))
-
-
 def draw(step=(0, 0), batch_size=2, **options):
     return DistillPointGenerator(**{"seed": 0, **options}).general(batch_size, step).boxes
 
@@ -30,8 +24,8 @@ def shares(values, bins):
     return torch.histc(values, bins, 0.0, 1.0) / values.numel()
 
 
-def test_both_sets_by_default_with_300_general_points(queries, own):
-    sets = DistillPointGenerator()(queries, own, (0, 0))
+def test_both_sets_by_default_with_300_general_points(queries):
+    sets = DistillPointGenerator()(queries, (0, 0))
     assert list(sets) == ["specific", "general"]
     assert sets["specific"] is queries
     assert sets["general"].boxes.shape == (2, 300, 4)
@@ -39,18 +33,11 @@ def test_both_sets_by_default_with_300_general_points(queries, own):
     assert sets["general"].content is None
 
 
-def test_a_set_can_be_left_out(queries, own):
-    assert list(DistillPointGenerator(num_general=0)(queries, own, (0,))) == ["specific"]
-    only_general = DistillPointGenerator(num_general=5, specific=False)(queries, own, (0,))
+def test_a_set_can_be_left_out(queries):
+    assert list(DistillPointGenerator(num_general=0)(queries, (0,))) == ["specific"]
+    only_general = DistillPointGenerator(num_general=5, specific=False)(queries, (0,))
     assert list(only_general) == ["general"]
     assert only_general["general"].num_points == 5
-
-
-def test_the_students_queries_are_points_on_request(queries, own):
-    generator = DistillPointGenerator(num_general=5, student=True)
-    sets = generator(queries, own, (0,))
-    assert sets["student"] is own and sets["specific"] is queries
-    assert tuple(sets) == generator.set_names == ("specific", "student", "general")
 
 
 def test_a_uniform_draw_covers_every_coordinate_evenly():
@@ -124,9 +111,9 @@ def test_any_whole_number_is_a_seed(seed):
 
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 @pytest.mark.parametrize("seed", [None, 0])
-def test_no_global_random_state_moves(queries, own, distribution, seed):
+def test_no_global_random_state_moves(queries, distribution, seed):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    DistillPointGenerator(distribution=distribution, seed=seed)(queries, own, (3, 0))
+    DistillPointGenerator(distribution=distribution, seed=seed)(queries, (3, 0))
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
@@ -141,7 +128,6 @@ def test_points_are_drawn_on_the_cpu_and_moved_to_the_queries():
     [
         *[(dict(num_general=bad), "points.num_general") for bad in (-1, True, 3.0, "300", None)],
         *[(dict(specific=bad), "points.specific") for bad in (1, "yes", None)],
-        *[(dict(student=bad), "points.student") for bad in (1, "yes", None)],
         *[(dict(distribution=bad), "points.distribution") for bad in ("gauss", None, 1)],
         *[(dict(seed=bad), "points.seed") for bad in (1.5, "0", True)],
         (dict(num_general=0, specific=False), "nothing to distil"),
