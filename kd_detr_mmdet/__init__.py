@@ -12,10 +12,16 @@ __version__ = "0.1.0"
 
 from .detectors import KDDETR  # noqa: E402
 from .losses import RebalancedDistillLoss  # noqa: E402
-from .points import DistillPointGenerator, DistillPoints, QueryPairing  # noqa: E402
+from .points import (  # noqa: E402
+    CoordinateSampler,
+    DistillPointGenerator,
+    DistillPoints,
+    QueryPairing,
+)
 
 __all__ = [
     "KDDETR",
+    "CoordinateSampler",
     "DistillPointGenerator",
     "DistillPoints",
     "QueryPairing",

@@ -2,6 +2,8 @@
 
 import copy
 
+import kd_detr_mmdet  # noqa: F401  isort: skip  (provides mmcv's operators, so before mmdet)
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -9,8 +11,6 @@ from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
-
-import kd_detr_mmdet  # noqa: F401  (provides mmcv's operators, so before mmdet's models)
 
 torch.set_num_threads(1)  # tensors this small only get slower with more
 register_all_modules(init_default_scope=True)
@@ -149,6 +149,35 @@ def _shrink_single_scale(cfg, width, decoder_layers, num_queries, num_classes, c
     cfg.test_cfg.max_per_img = num_queries
 
 
+def two_stage_config(kind="faster_rcnn", num_classes=4, channels=4, agnostic=False):
+    """mmdet's own Faster, Cascade or Mask R-CNN config, shrunk alike: 16 channels, few RoIs."""
+    names = dict(
+        faster_rcnn="faster-rcnn_r50_fpn_1x_coco.py",
+        cascade_rcnn="cascade-rcnn_r50_fpn_1x_coco.py",
+        mask_rcnn="mask-rcnn_r50_fpn_1x_coco.py",
+    )
+    cfg = get_config(f"mmdet::{kind}/{names[kind]}").model
+    cfg.backbone.update(small_backbone(channels))
+    cfg.neck.update(in_channels=[channels, 2 * channels, 4 * channels, 8 * channels])
+    cfg.neck.out_channels = 16
+    cfg.rpn_head.update(in_channels=16, feat_channels=16)
+    roi_head = cfg.roi_head
+    roi_head.bbox_roi_extractor.out_channels = 16
+    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, list) else [roi_head.bbox_head]
+    for head in heads:
+        head.update(in_channels=16, fc_out_channels=32, num_classes=num_classes)
+        head.reg_class_agnostic = agnostic or head.reg_class_agnostic
+    if kind == "mask_rcnn":
+        roi_head.mask_roi_extractor.out_channels = 16
+        roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=num_classes)
+    stages = cfg.train_cfg.rcnn if isinstance(cfg.train_cfg.rcnn, list) else [cfg.train_cfg.rcnn]
+    for stage in stages:
+        stage.sampler.num = 16
+    cfg.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=30)
+    cfg.test_cfg.rpn.update(nms_pre=50, max_per_img=30)
+    return ConfigDict(copy.deepcopy(cfg.to_dict()))
+
+
 # A small config of every family; the forms of Deformable DETR count apart.
 FAMILY_CONFIGS = dict(
     dino=dino_config(),
@@ -171,8 +200,8 @@ def build(cfg):
     return model
 
 
-def random_checkpoint(path, cfg, seed=1, classes=None):
-    """Save a detector with random weights of some size, as MMEngine would; returns the path."""
+def noisy(cfg, seed=1):
+    """A detector with random weights of some size: initial ones answer alike at every query."""
     detector = build(cfg)
     generator = torch.Generator().manual_seed(seed)
     state = detector.state_dict()
@@ -182,8 +211,13 @@ def random_checkpoint(path, cfg, seed=1, classes=None):
     for name, value in state.items():
         if name.endswith("running_var"):
             value.abs_().add_(0.1)
+    return detector
+
+
+def random_checkpoint(path, cfg, seed=1, classes=None):
+    """Save a :func:`noisy` detector as MMEngine would; returns the path."""
     meta = {} if classes is None else dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(state_dict=state, meta=meta), path)
+    torch.save(dict(state_dict=noisy(cfg, seed).state_dict(), meta=meta), path)
     return str(path)
 
 
@@ -207,6 +241,27 @@ def kd_config(teacher_checkpoint):
             points=dict(num_general=10),
         )
         return ConfigDict({**cfg, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Makes a KDDETR of two configs, with DETR's points if the student is one."""
+    folder, known = tmp_path_factory.mktemp("pairs"), []
+
+    def make(student, teacher, **overrides):
+        if teacher not in known:
+            random_checkpoint(folder / f"{len(known)}.pth", teacher)
+            known.append(copy.deepcopy(teacher))
+        checkpoint = str(folder / f"{known.index(teacher)}.pth")
+        cfg = dict(
+            type="KDDETR",
+            student=student,
+            teacher=dict(config=teacher, checkpoint=checkpoint),
+            points=dict(num_general=0 if student["type"] == "DETR" else 10),
+        )
+        return build({**cfg, **overrides})
 
     return make
 

@@ -10,16 +10,16 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import SampleList
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
-from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
-from ..families import Family, build_family, share_content
+from ..families import Family, TwoStageFamily, build_family, share_content
 from ..families.base import Record
-from ..points import QueryPairing
+from ..points import CoordinateSampler, QueryPairing
+from ..points.coordinates import relative_boxes
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError, NonFiniteLossError
 from ..utils.random import preserved_rng
-from .teacher import build_teacher
+from .teacher import TeacherPixels, build_teacher
 
 STUDENT = "student."
 
@@ -41,8 +41,9 @@ class KDDETR(BaseDetector):
             :func:`~kd_detr_mmdet.utils.configs.model_config` takes.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
             ``strict``; see :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. Its images are
-            the student's, so both need one normalisation; a teacher whose config names no
-            ``data_preprocessor`` is taken to have been trained with the student's.
+            the student's, normalised anew where it was trained with other statistics or another
+            colour order; a teacher whose config names no ``data_preprocessor`` is taken to have
+            been trained with the student's.
         points: Config of the points generator (default ``DistillPointGenerator``), or of the
             ``QueryPairing`` that the paper compares it with.
         distill_loss: Config of the distillation loss.
@@ -74,6 +75,9 @@ class KDDETR(BaseDetector):
         with preserved_rng():  # the student's weights are drawn as if there were no teacher
             teacher_model = build_teacher(**_teacher_options(teacher))
         object.__setattr__(self, "teacher", teacher_model)
+        self._teacher_pixels = TeacherPixels(
+            self.data_preprocessor, teacher_model.data_preprocessor
+        )
         self.point_generator = TASK_UTILS.build(
             {"type": "DistillPointGenerator", **copy.deepcopy(points or {})}
         )
@@ -118,26 +122,36 @@ class KDDETR(BaseDetector):
             losses = self._student_loss(batch_inputs, batch_data_samples)
         with preserved_rng(batch_inputs.device):
             with torch.no_grad():
-                teacher_record = self.teacher_family.look(batch_inputs, batch_data_samples)
+                images = self._teacher_pixels(batch_inputs, batch_data_samples)
+                teacher_record = self.teacher_family.look(images, batch_data_samples)
             if isinstance(self.point_generator, QueryPairing):
                 answers = self._pair(student_record, teacher_record, batch_data_samples)
             else:
-                answers = self._ask(student_record, teacher_record)
+                answers = self._ask(student_record, teacher_record, batch_data_samples)
             for name, student, teacher, valid in answers:
                 losses.update(self.distill_loss(student, teacher, name, valid))
         check_finite(losses, batch_data_samples)
         return losses
 
-    def _ask(self, student_record: Record, teacher_record: Record) -> Iterator[tuple]:
+    def _ask(
+        self, student_record: Record, teacher_record: Record, samples: SampleList
+    ) -> Iterator[tuple]:
         """Both models' answers at each set of points: name, student's, teacher's, valid."""
-        queries = self.teacher_family.queries(teacher_record)
-        for name, points in self.point_generator(queries, self._next_step()).items():
+        teacher, student, step = self.teacher_family, self.student_family, self._next_step()
+        queries = teacher.queries(teacher_record)
+        sets = self.point_generator(queries, step)
+        if isinstance(self.point_generator, CoordinateSampler):
+            boxes = student.boxes(student_record, self.point_generator.boxes)
+            truth = [relative_boxes(s.gt_instances.bboxes, s.img_shape) for s in samples]
+            sets["roi"] = self.point_generator.sample(boxes, truth, step)
+        for name, points in sets.items():
             with torch.no_grad():
                 if points is queries:  # the teacher has answered these already
-                    target = self.teacher_family.own_answer(teacher_record)
+                    target = teacher.own_answer(teacher_record)
                 else:
-                    target = self.teacher_family.answer(teacher_record, points)
-            yield name, self.student_family.answer(student_record, points), target, None
+                    target = teacher.answer(teacher_record, points)
+            labels = target.cls_scores[-1].argmax(-1)
+            yield name, student.answer(student_record, points, labels), target, None
 
     def _pair(
         self, student_record: Record, teacher_record: Record, batch_data_samples: SampleList
@@ -206,20 +220,27 @@ def check_pair(model: KDDETR) -> None:
         ConfigError: With what differs and what to do.
     """
     student, teacher = model.student_family, model.teacher_family
-    if student.has_background != teacher.has_background:
-        odd, other = (student, teacher) if student.has_background else (teacher, student)
+    if isinstance(teacher, TwoStageFamily):
         raise ConfigError(
-            f"{type(odd.detector).__name__} has one softmax over the classes and the background, "
-            f"and {type(other.detector).__name__} a sigmoid per class: their scores cannot be "
-            f"compared. Pair {type(odd.detector).__name__} with its like"
+            f"{type(teacher.detector).__name__} cannot teach: KDDETR asks a detection transformer "
+            "at the student's places; take one of mmdet's DETRs as teacher"
         )
-    if student.num_class_scores != teacher.num_class_scores:
+    if teacher.has_background and not student.has_background:
+        raise ConfigError(
+            f"{type(teacher.detector).__name__} has one softmax over the classes and the "
+            f"background, and {type(student.detector).__name__} a sigmoid per class: their scores "
+            f"cannot be compared. Pair {type(teacher.detector).__name__} with its like"
+        )
+    counts = [f.num_class_scores - f.has_background for f in (student, teacher)]
+    if counts[0] != counts[1]:
         raise ConfigError(
             f"student and teacher must know the same classes, but the student scores "
-            f"{student.num_class_scores} and the teacher {teacher.num_class_scores}: set "
-            "bbox_head.num_classes of both to the data set's"
+            f"{counts[0]} and the teacher {counts[1]}: set bbox_head.num_classes of both to the "
+            "data set's"
         )
-    if not isinstance(model.point_generator, QueryPairing):
+    if isinstance(model.point_generator, QueryPairing):
+        check_queries(model)
+    else:
         check_places(model)
     names = model.point_generator.set_names
     for name in model.distill_loss.set_weights:
@@ -234,17 +255,19 @@ def check_pair(model: KDDETR) -> None:
             f"distill_loss.layers='one_to_one' needs decoders of one depth, but the student has "
             f"{depths[0]} layers and the teacher {depths[1]}: use layers='last'"
         )
-    ours, theirs = model.data_preprocessor, model.teacher.data_preprocessor
-    if not isinstance(theirs, ImgDataPreprocessor):
-        return  # its config names none: it is taken to have been trained with the student's
-    for name in ("mean", "std", "_channel_conversion"):
-        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
-        if _plain(mine) != _plain(other):
-            raise ConfigError(
-                f"student and teacher see the same pixels, but their data_preprocessors differ in "
-                f"{name.lstrip('_')} ({_plain(mine)} and {_plain(other)}): give both the one that "
-                "the teacher was trained with"
-            )
+
+
+def check_queries(model: KDDETR) -> None:
+    """Refuse to pair queries that a model does not have.
+
+    Raises:
+        ConfigError: With the reason and what to do.
+    """
+    if isinstance(model.student_family, TwoStageFamily):
+        raise ConfigError(
+            f"points.type='QueryPairing' pairs queries, and {type(model.student).__name__} has "
+            "none: use 'CoordinateSampler' or 'DistillPointGenerator'"
+        )
 
 
 def check_places(model: KDDETR) -> None:
@@ -254,6 +277,13 @@ def check_places(model: KDDETR) -> None:
         ConfigError: With the reason and what to do.
     """
     student, teacher = model.student_family, model.teacher_family
+    if isinstance(model.point_generator, CoordinateSampler) and not isinstance(
+        student, TwoStageFamily
+    ):
+        raise ConfigError(
+            f"points.type='CoordinateSampler' takes the boxes of a two-stage student, and "
+            f"{type(model.student).__name__} is none: use 'DistillPointGenerator'"
+        )
     placeless = [f.detector for f in (student, teacher) if f.box_dims == 0]
     if not placeless:
         return
@@ -263,7 +293,7 @@ def check_places(model: KDDETR) -> None:
             f"{name}'s queries have no coordinates, so it cannot be asked at general points: set "
             "points.num_general=0"
         )
-    if not student.takes_content:
+    if type(student) is not type(teacher) or not student.takes_content:
         raise ConfigError(
             f"{name}'s queries have no coordinates, so it can share the teacher's queries with a "
             f"{name} of the same width only, and with student_content='auto' or 'teacher'; here "
@@ -322,10 +352,6 @@ def _one_preprocessor(student: ConfigDict, given: dict | None) -> dict | None:
             )
         student["data_preprocessor"] = copy.deepcopy(given)
     return given
-
-
-def _plain(value: Any) -> Any:
-    return value.flatten().tolist() if torch.is_tensor(value) else value
 
 
 def _drop_student_prefix(module: KDDETR, state: dict, prefix: str, metadata: dict) -> None:

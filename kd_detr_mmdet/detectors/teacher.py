@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
+from mmdet.structures import SampleList
 from mmengine.logging import print_log
+from mmengine.model import ImgDataPreprocessor
 from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
 
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError
@@ -48,6 +51,61 @@ def build_teacher(
     else:
         load_strictly(teacher, str(checkpoint), strict)
     return teacher.eval().requires_grad_(False)
+
+
+class TeacherPixels:
+    """From images as the student gets them to images as the teacher was trained on.
+
+    Mean, standard deviation and colour order may differ. Padding stays where the student's
+    preprocessor put it, since a detection transformer takes any size.
+
+    Args:
+        ours: The student's data preprocessor.
+        theirs: The teacher's; one that does not normalise images (MMEngine's default for a config
+            that names none) is taken to be the student's.
+
+    Raises:
+        ConfigError: If the numbers of channels differ.
+    """
+
+    def __init__(self, ours: nn.Module, theirs: nn.Module) -> None:
+        self.same = not isinstance(theirs, ImgDataPreprocessor)
+        if self.same:
+            return
+        (mean, std, swaps), (other_mean, other_std, other_swaps) = map(_statistics, (ours, theirs))
+        if mean.numel() != other_mean.numel():
+            raise ConfigError(
+                f"student and teacher see the same images, but their data_preprocessors have "
+                f"{mean.numel()} and {other_mean.numel()} channels: give both as many"
+            )
+        if swaps != other_swaps:  # the student's channels, seen in the teacher's order
+            mean, std = mean.flip(0), std.flip(0)
+        self.flips = swaps != other_swaps
+        self.scale = (std / other_std).view(-1, 1, 1)
+        self.shift = ((mean - other_mean) / other_std).view(-1, 1, 1)
+        self.padding = float(theirs.pad_value)
+        self.same = not self.flips and torch.equal(mean, other_mean) and torch.equal(std, other_std)
+
+    def __call__(self, images: Tensor, samples: SampleList) -> Tensor:
+        """Normalise images (bs, C, H, W) anew; the very same tensor where nothing differs."""
+        if self.same:
+            return images
+        images = images.flip(1) if self.flips else images
+        images = images * self.scale.to(images) + self.shift.to(images)
+        for image, sample in zip(images, samples):
+            height, width = sample.img_shape[:2]
+            image[:, height:] = self.padding
+            image[:, :, width:] = self.padding
+        return images
+
+
+def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
+    """Mean and standard deviation of each channel (C), and whether colours are swapped."""
+    mean, std = (getattr(preprocessor, name, None) for name in ("mean", "std"))
+    swaps = bool(getattr(preprocessor, "_channel_conversion", False))
+    if mean is None:
+        return torch.zeros(3), torch.ones(3), swaps
+    return mean.flatten().cpu(), std.flatten().cpu(), swaps
 
 
 def load_strictly(

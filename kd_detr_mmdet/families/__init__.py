@@ -9,6 +9,7 @@ from .ddq_detr import DDQDETRFamily
 from .deformable_detr import DeformableDETRFamily
 from .detr import DETRFamily
 from .dino import DINOFamily
+from .two_stage import TwoStageFamily
 
 FAMILIES: tuple[type[Family], ...] = (
     DINOFamily,
@@ -17,6 +18,7 @@ FAMILIES: tuple[type[Family], ...] = (
     ConditionalDETRFamily,
     DDQDETRFamily,
     DETRFamily,
+    TwoStageFamily,
 )
 
 
@@ -41,6 +43,7 @@ __all__ = [
     "DINOFamily",
     "DeformableDETRFamily",
     "Family",
+    "TwoStageFamily",
     "build_family",
     "share_content",
 ]

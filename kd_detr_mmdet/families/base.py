@@ -1,13 +1,13 @@
 """What every detector family can do: be recorded while it works, and be asked at points."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from mmdet.models.detectors import DetectionTransformer
 from mmdet.structures import SampleList
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..points.distill_points import Answer, DistillPoints
 from ..utils.errors import ConfigError, NonFiniteLossError, check_choice
@@ -16,10 +16,25 @@ BLANK_CONTENT = ("zeros", "mean", "nearest")
 SAME_PLACE = 1e-4  # what a box may lose on its way through a sigmoid and back
 
 
-class Record(dict):
-    """One decoder call: its keyword arguments under ``inputs``, its result under ``outputs``.
+@contextmanager
+def swapped(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
+    """Within the context, a method of one instance is another; its class is left alone."""
+    before = vars(module).get(name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if before is not None:
+            setattr(module, name, before)
 
-    Together they are the whole state that decoding any other query against the same images needs.
+
+class Record(dict):
+    """What a detector knows of a batch of images: all that asking it at any other point needs.
+
+    Of a DETR one decoder call, its keyword arguments under ``inputs`` and its result under
+    ``outputs``; of a two-stage detector ``features``, ``shapes`` of the images, ``proposals`` and
+    the ``rois`` that its loss samples.
     """
 
 
@@ -93,7 +108,6 @@ class Family(ABC):
 
         The recorder sits on the instance, not on the class, and is gone afterwards.
         """
-        before = vars(self.detector).get("forward_decoder")
         decode = self.detector.forward_decoder
         record = Record()
 
@@ -102,13 +116,8 @@ class Family(ABC):
             record.update(inputs=inputs, outputs=outputs)
             return outputs
 
-        self.detector.forward_decoder = forward_decoder
-        try:
+        with swapped(self.detector, "forward_decoder", forward_decoder):
             yield record
-        finally:
-            del self.detector.forward_decoder
-            if before is not None:
-                self.detector.forward_decoder = before
 
     def look(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Record:
         """Run the detector over images (bs, 3, H, W) as at inference, and record its decoding."""
@@ -142,8 +151,14 @@ class Family(ABC):
         scores, boxes, has_background = self._read(record["outputs"])
         return Answer(scores[:, :, rows], boxes[:, :, rows], has_background)
 
-    def answer(self, record: Record, points: DistillPoints) -> Answer:
+    def answer(self, record: Record, points: DistillPoints, labels: Tensor | None = None) -> Answer:
         """Ask the detector at points, against the images of a record.
+
+        Args:
+            record: What the detector knows of the images.
+            points: Where to ask.
+            labels: The class to ask for at each point, shape (bs, M), for detectors that regress
+                boxes class by class; the others have one box for all.
 
         Raises:
             RuntimeError: If the detector did not look at the points' boxes.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmdet.models.detectors import DDQDETR
+from torch import Tensor
 
 from ..points.distill_points import Answer, DistillPoints
 from .base import Record
@@ -28,9 +29,9 @@ class DDQDETRFamily(DINOFamily):
             end -= self.detector.cache_dict["num_dense_queries"]
         return slice(end - self.num_queries, end)
 
-    def answer(self, record: Record, points: DistillPoints) -> Answer:
+    def answer(self, record: Record, points: DistillPoints, labels: Tensor | None = None) -> Answer:
         with self._as_at_inference(points.num_points):
-            return super().answer(record, points)
+            return super().answer(record, points, labels)
 
     @contextmanager
     def _as_at_inference(self, num_points: int) -> Iterator[None]:

@@ -5,7 +5,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..detectors import KDDETR
-from ..points import QueryPairing
+from ..points import CoordinateSampler, QueryPairing
 from ..utils.complexity import gflops, params_m
 from ..utils.errors import ConfigError
 
@@ -97,6 +97,8 @@ def points_of(model: KDDETR) -> str:
     if isinstance(points, QueryPairing):
         return f"none shared: own queries paired, {points.strategy}"
     sets = []
+    if isinstance(points, CoordinateSampler):
+        sets.append(f"{points.max_points} of the student's {points.boxes} boxes")
     if points.specific:
         sets.append(f"{model.teacher_family.num_queries} specific (the teacher's queries)")
     if points.num_general:

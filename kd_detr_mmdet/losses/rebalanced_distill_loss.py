@@ -1,5 +1,7 @@
 """The distillation loss with foreground rebalance (paper, section 3.5)."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from ..points.distill_points import Answer
 from ..utils.errors import ConfigError, check_choice, check_weight
+from .class_bridge import CLASS_BRIDGES, bridged_divergence
 
 CLASS_TERMS = ("bernoulli", "softmax")
 LAYERS = ("last", "one_to_one")
@@ -37,6 +40,8 @@ class RebalancedDistillLoss(nn.Module):
             summed over the classes, which teaches absolute confidence; ``'softmax'``: KL between
             softmax distributions over the classes (the authors' code), which ignores a constant
             added to every logit.
+        class_bridge: The class term where the student alone has a background (Faster R-CNN); see
+            :func:`~kd_detr_mmdet.losses.class_bridge.bridged_divergence`. It has no temperature.
         temperature: Both logits are divided by it, and the class term is multiplied by its square.
             None means 1 for ``'bernoulli'`` and 10 for ``'softmax'`` (the authors' code).
         cls_weight: Factor of the class term.
@@ -57,6 +62,7 @@ class RebalancedDistillLoss(nn.Module):
     def __init__(
         self,
         class_term: str = "bernoulli",
+        class_bridge: str = "posterior",
         temperature: float | None = None,
         cls_weight: float = 8.0,
         l1_weight: float = 20.0,
@@ -68,6 +74,7 @@ class RebalancedDistillLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("distill_loss.class_term", class_term, CLASS_TERMS)
+        check_choice("distill_loss.class_bridge", class_bridge, CLASS_BRIDGES)
         check_choice("distill_loss.layers", layers, LAYERS)
         check_choice("distill_loss.normalize", normalize, NORMALIZERS)
         if not isinstance(rebalance, bool):
@@ -86,6 +93,7 @@ class RebalancedDistillLoss(nn.Module):
         for name, weight in self.set_weights.items():
             check_weight(f"distill_loss.set_weights[{name!r}]", weight)
         self.class_term = class_term
+        self.class_bridge = class_bridge
         self.temperature = float(temperature)
         self.rebalance = rebalance
         self.layers = layers
@@ -118,8 +126,12 @@ class RebalancedDistillLoss(nn.Module):
         if self.layers == "last":
             teacher_logits, teacher_boxes = teacher_logits[-1:], teacher_boxes[-1:]
 
+        if student.has_background and not teacher.has_background:
+            class_divergence = partial(bridged_divergence, bridge=self.class_bridge)
+        else:
+            class_divergence = partial(self.class_divergence, has_background=teacher.has_background)
         terms = dict(
-            cls=self.class_divergence(student_logits, teacher_logits, teacher.has_background),
+            cls=class_divergence(student_logits, teacher_logits),
             l1=(student_boxes - teacher_boxes).abs().mean(-1),
             giou=1 - elementwise_giou(student_boxes, teacher_boxes),
         )

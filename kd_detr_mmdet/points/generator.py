@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from mmdet.registry import TASK_UTILS
 from mmengine.dist import get_rank
+from torch import Tensor
 
 from ..utils.errors import ConfigError, check_choice
 from .distill_points import DistillPoints
@@ -47,7 +48,9 @@ class DistillPointGenerator:
             )
         if not isinstance(specific, bool):
             raise ConfigError(f"points.specific must be True or False, got {specific!r}")
-        if num_general == 0 and not specific:
+        self.num_general = num_general
+        self.specific = specific
+        if not self.set_names:
             raise ConfigError(
                 "points leave nothing to distil: set points.num_general above 0 or "
                 "points.specific=True, or train the student's own config without KDDETR"
@@ -55,8 +58,6 @@ class DistillPointGenerator:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ConfigError(f"points.seed must be a whole number or None, got {seed!r}")
         check_choice("points.distribution", distribution, DISTRIBUTIONS)
-        self.num_general = num_general
-        self.specific = specific
         self.distribution = distribution
         self.seed = seed
 
@@ -93,16 +94,22 @@ class DistillPointGenerator:
 
         The numbers are drawn on the CPU, so that they are the same on every device.
         """
+        shape = (batch_size, self.num_general, 4)
+        boxes = self.draw(shape, self.generator(step))
+        return DistillPoints(boxes.to(device, non_blocking=True))
+
+    def generator(self, step: tuple[int, ...]) -> torch.Generator:
+        """Random numbers of one step on this rank."""
         seed = torch.initial_seed() if self.seed is None else self.seed
         entropy = [seed % 2**64, get_rank(), *step]
         state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        shape = (batch_size, self.num_general, 4)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Random boxes in [0, 1], on the CPU."""
         if self.distribution == "uniform":
-            boxes = torch.rand(shape, generator=generator)
-        else:
-            boxes = torch.randn(shape, generator=generator).sigmoid()
-        return DistillPoints(boxes.to(device, non_blocking=True))
+            return torch.rand(shape, generator=generator)
+        return torch.randn(shape, generator=generator).sigmoid()
 
     def __repr__(self) -> str:
         return (

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..utils.errors import check_choice
+from .coordinates import pixel_corners
 from .distill_points import Answer
 
 STRATEGIES = ("inconsistent", "similar_foreground", "similar_general", "hungarian")
@@ -131,11 +131,9 @@ class QueryPairing:
 
     def _match(self, answer: Answer, objects: InstanceData, meta: dict) -> tuple[Tensor, Tensor]:
         """Match one image's answer (last layer) to objects: indices of queries and of objects."""
-        height, width = meta["img_shape"][:2]
-        boxes = bbox_cxcywh_to_xyxy(answer.boxes[-1].float())
         predicted = InstanceData(
             scores=answer.cls_scores[-1].float(),
-            bboxes=boxes * boxes.new_tensor([width, height, width, height]),
+            bboxes=pixel_corners(answer.boxes[-1].float(), meta["img_shape"]),
         )
         assigner = self._assigner(answer.has_background)
         matched = assigner.assign(predicted, objects, meta).gt_inds
@@ -167,13 +165,10 @@ def _of_image(answer: Answer, image: int) -> Answer:
 
 def _as_objects(answer: Answer, meta: dict) -> InstanceData:
     """A model's predictions as ground truth, boxes in pixels."""
-    height, width = meta["img_shape"][:2]
-    boxes = bbox_cxcywh_to_xyxy(answer.boxes[-1].float())
+    boxes = pixel_corners(answer.boxes[-1].float(), meta["img_shape"])
     scores = answer.cls_scores[-1]
     scores = scores[..., :-1] if answer.has_background else scores
-    return InstanceData(
-        bboxes=boxes * boxes.new_tensor([width, height, width, height]), labels=scores.argmax(-1)
-    )
+    return InstanceData(bboxes=boxes, labels=scores.argmax(-1))
 
 
 def _one_hot(indices: Tensor, size: int) -> Tensor:

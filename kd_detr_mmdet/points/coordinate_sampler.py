@@ -1,0 +1,132 @@
+"""Coordinates as distillation points, for students without queries (paper, section 4.2)."""
+
+import torch
+from mmdet.registry import TASK_UTILS
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from torch import Tensor
+
+from ..utils.errors import ConfigError, check_choice
+from .distill_points import DistillPoints
+from .generator import DistillPointGenerator
+
+BOXES = ("sampled", "proposals", "anchors")
+FOREGROUND_IOU = 0.5
+
+
+@TASK_UTILS.register_module()
+class CoordinateSampler(DistillPointGenerator):
+    """Turns a two-stage student's own boxes into distillation points: the set ``'roi'``.
+
+    A box of the student becomes a query of the teacher through the teacher's own box encoding
+    (the paper's ``Q_A = MLP(PE(cx, cy, w, h))``), and the student's RoI head answers at the same
+    box. The other direction, the teacher's boxes pooled by the student, are the general and
+    specific points of :class:`DistillPointGenerator`; both can be had at once.
+
+    Args:
+        boxes: ``'sampled'``: the RoIs that the student's detection loss samples, a quarter of
+            them on objects; ``'proposals'``: what its RPN proposes, best first; ``'anchors'``: its
+            RPN's anchors, which do not depend on what it has learnt.
+        max_points: How many points each image gets. Of more boxes some are drawn (of proposals,
+            the best are taken); an image with fewer is filled up with general points, since
+            padding would change what the teacher's self-attention makes of all others.
+        add_ground_truth: Whether the ground truth is among the points.
+        foreground_fraction: How many of the points lie on objects (IoU of at least 0.5), at most,
+            as a share of ``max_points``. None: as it comes.
+        num_general: As in :class:`DistillPointGenerator`, but none by default.
+        specific: As there, but off by default.
+        distribution: As there; of points to fill up as well.
+        seed: As there.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        boxes: str = "sampled",
+        max_points: int = 300,
+        add_ground_truth: bool = False,
+        foreground_fraction: float | None = None,
+        num_general: int = 0,
+        specific: bool = False,
+        distribution: str = "uniform",
+        seed: int | None = None,
+    ) -> None:
+        check_choice("points.boxes", boxes, BOXES)
+        if isinstance(max_points, bool) or not isinstance(max_points, int) or max_points < 1:
+            raise ConfigError(
+                f"points.max_points must be a whole number of at least 1, got {max_points!r}"
+            )
+        if not isinstance(add_ground_truth, bool):
+            raise ConfigError(
+                f"points.add_ground_truth must be True or False, got {add_ground_truth!r}"
+            )
+        is_number = isinstance(foreground_fraction, (int, float))
+        if foreground_fraction is not None and not (is_number and 0 <= foreground_fraction <= 1):
+            raise ConfigError(
+                f"points.foreground_fraction must be between 0 and 1, got {foreground_fraction!r}"
+            )
+        self.boxes = boxes
+        self.max_points = max_points
+        self.add_ground_truth = add_ground_truth
+        self.foreground_fraction = foreground_fraction
+        super().__init__(num_general, specific, distribution, seed)
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        return ("roi", *super().set_names)
+
+    def sample(
+        self, boxes: list[Tensor], ground_truth: list[Tensor], step: tuple[int, ...]
+    ) -> DistillPoints:
+        """Make the set ``'roi'`` of one step.
+
+        Args:
+            boxes: The student's, for each image (n, 4), ``cx, cy, w, h`` in [0, 1] of the valid
+                image, in the order of preference.
+            ground_truth: For each image (k, 4), alike.
+            step: Names the step, for the draw.
+
+        Returns:
+            DistillPoints: ``max_points`` boxes for each image, within the image, without content.
+        """
+        device = boxes[0].device
+        generator = self.generator((*step, 1))
+        filling = self.draw((len(boxes), self.max_points, 4), generator).to(device)
+        rows = []
+        for own, truth, general in zip(boxes, ground_truth, filling):
+            own, truth = _within(own.detach().float()), _within(truth.detach().float())
+            first = truth[: self.max_points] if self.add_ground_truth else truth[:0]
+            picked = self._pick(own, truth, self.max_points - len(first), generator)
+            rows.append(torch.cat([first, own[picked], general])[: self.max_points])
+        return DistillPoints(torch.stack(rows))
+
+    def _pick(self, own: Tensor, truth: Tensor, room: int, generator: torch.Generator) -> Tensor:
+        """Indices of at most ``room`` boxes, with no more on objects than is wanted."""
+        if self.boxes == "proposals":
+            order = torch.arange(len(own), device=own.device)
+        else:
+            order = torch.randperm(len(own), generator=generator).to(own.device)
+        if self.foreground_fraction is None or not len(truth) or not len(own):
+            return order[:room]
+        overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(own[order]), bbox_cxcywh_to_xyxy(truth))
+        on_object = overlaps.amax(1) >= FOREGROUND_IOU
+        wanted = int(self.foreground_fraction * self.max_points)
+        foreground = order[on_object][: min(wanted, room)]
+        return torch.cat([foreground, order[~on_object]])[:room]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(boxes={self.boxes!r}, max_points={self.max_points}, "
+            f"add_ground_truth={self.add_ground_truth}, "
+            f"foreground_fraction={self.foreground_fraction}, num_general={self.num_general}, "
+            f"specific={self.specific}, distribution={self.distribution!r}, seed={self.seed})"
+        )
+
+
+def _within(boxes: Tensor) -> Tensor:
+    """Boxes cxcywh cut to the image: anchors reach beyond it. Those outside it are dropped."""
+    corners = bbox_cxcywh_to_xyxy(boxes).clamp(0, 1)
+    sizes = corners[:, 2:] - corners[:, :2]
+    cut = torch.cat([corners[:, :2] + sizes / 2, sizes], -1)
+    return cut[(sizes > 0).all(-1)]
