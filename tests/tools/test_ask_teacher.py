@@ -1,0 +1,103 @@
+"""tools/ask_teacher.py: figures of an answer that is known, and a whole table."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEACHER, build, dino_config
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+
+from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
+from kd_detr_mmdet.points import Answer
+from kd_detr_mmdet.utils import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("ask_teacher", ROOT / "tools" / "ask_teacher.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, teacher_checkpoint):
+    """A distillation of tiny models on 4 generated images."""
+    folder = tmp_path_factory.mktemp("ask")
+    shapes = generate_shapes(folder / "shapes", {"train": 1, "val": 4}, (64, 48))
+    cfg = Config.fromfile(ROOT / "configs/demo/dino_alone.py")
+    cfg.val_dataloader.dataset.data_root = str(shapes)
+    cfg.val_dataloader.dataset.pipeline[2].scale = (64, 48)
+    cfg.val_evaluator.ann_file = str(shapes / "annotations/instances_val.json")
+    teacher = dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint)
+    cfg.model = dict(type="KDDETR", student=dino_config(), teacher=teacher)
+    return cfg
+
+
+def test_a_perfect_answer_at_the_ground_truth(tool, config):
+    init_default_scope("mmdet")
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    asked = tool.Asked(config.val_evaluator, dict(classes=SHAPE_CLASSES))
+    head = build(dino_config()).bbox_head
+    objects = 0
+    for index in range(len(dataset)):
+        sample = pseudo_collate([dataset[index]])["data_samples"][0]
+        instances = dataset.get_data_info(index)["instances"]
+        corners = torch.tensor([i["bbox"] for i in instances]).reshape(-1, 4)
+        boxes = tool.relative_boxes(corners, (48, 64))
+        sample.gt_labels = torch.tensor([i["bbox_label"] for i in instances], dtype=torch.long)
+        # Logit 2 for the right class, -9 for others: a confidence of sigmoid(2) = 88.1 %.
+        scores = torch.full((1, 1, len(boxes), 4), -9.0)
+        scores[0, 0].scatter_(1, sample.gt_labels[:, None], 2.0)
+        asked.hear(head, Answer(scores, boxes[None, None]), sample, boxes)
+        objects += len(boxes)
+    row = asked.row(len(dataset))
+    assert objects == len(torch.cat(asked.objects)) > 4
+    assert row == {
+        "AP": 100.0,
+        "AP50": 100.0,
+        "AP75": 100.0,
+        "class right": 100.0,
+        "IoU": 100.0,
+        "confidence": 88.1,
+    }
+
+
+def test_jitter_moves_by_shares_of_the_size_and_stays_inside(tool):
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.1]]).repeat(20_000, 1)
+    moved = tool.jittered(boxes, 0.1, torch.Generator().manual_seed(0))
+    assert moved.min() > 0 and moved.max() <= 1
+    spread = moved.std(0)  # 10 % of the width and of the height; sizes by a factor of exp(0.1 z)
+    assert torch.allclose(spread[:2], torch.tensor([0.02, 0.01]), rtol=0.05)
+    assert torch.allclose(moved[:, 2:].log().std(0), torch.tensor([0.1, 0.1]), rtol=0.05)
+    assert torch.equal(tool.jittered(boxes, 0.0, torch.Generator()), boxes)
+
+
+def test_every_place_with_every_content(tool, config, tmp_path, monkeypatch, capsys):
+    config.dump(tmp_path / "kd.py")
+    out = tmp_path / "rows.json"
+    arguments = ["ask_teacher.py", str(tmp_path / "kd.py"), "--num-general", "7", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    tool.main()
+    rows = json.loads(out.read_text())
+    assert len(rows) == 1 + 4 * 3  # its own queries; places with contents
+    assert "7 random boxes, content: nearest" in rows
+    assert rows["ground truth, content: zeros"]["IoU"] is not None
+    assert rows["7 random boxes, content: zeros"]["IoU"] is None
+    assert capsys.readouterr().out.count("\n|") == len(rows) + 2  # with head and rule
+    assert rows == tool.ask(config, 7, 0)  # the same draw again
+
+
+def test_what_cannot_be_asked(tool, config):
+    alone = config.copy()
+    alone.model = dino_config()
+    with pytest.raises(ConfigError, match="not a distillation's"):
+        tool.ask(alone, 7, 0)
