@@ -104,7 +104,8 @@ def ask(cfg: dict, num_general: int, seed: int) -> dict[str, dict]:
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     generator = torch.Generator().manual_seed(seed)
     general = DistillPointGenerator(num_general=num_general, specific=False, seed=seed)
-    contents = BLANK_CONTENT if family.content_dims else ("none",)
+    contents = BLANK_CONTENT if family.has_memory else BLANK_CONTENT[:-1]
+    contents = contents if family.content_dims else ("none",)
     heard: dict[str, Asked] = {}
     for index in range(len(dataset)):
         batch = model.data_preprocessor(pseudo_collate([dataset[index]]), False)

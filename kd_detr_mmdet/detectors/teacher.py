@@ -84,7 +84,12 @@ class TeacherPixels:
         self.scale = (std / other_std).view(-1, 1, 1)
         self.shift = ((mean - other_mean) / other_std).view(-1, 1, 1)
         self.padding = float(theirs.pad_value)
-        self.same = not self.flips and torch.equal(mean, other_mean) and torch.equal(std, other_std)
+        self.same = (
+            not self.flips
+            and torch.equal(mean, other_mean)
+            and torch.equal(std, other_std)
+            and getattr(ours, "pad_value", self.padding) == self.padding
+        )
 
     def __call__(self, images: Tensor, samples: SampleList) -> Tensor:
         """Normalise images (bs, C, H, W) anew; the very same tensor where nothing differs."""

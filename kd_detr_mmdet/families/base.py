@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..points.distill_points import Answer, DistillPoints
 from ..utils.errors import ConfigError, NonFiniteLossError, check_choice
 
-BLANK_CONTENT = ("zeros", "mean", "nearest")
+BLANK_CONTENT = ("zeros", "mean", "nearest", "memory")
 SAME_PLACE = 1e-4  # what a box may lose on its way through a sigmoid and back
 
 
@@ -44,8 +44,12 @@ class Family(ABC):
     Args:
         detector: A detector of the family.
         blank_content: The content of a query at a point that brings none. ``'zeros'`` (the
-            authors' code); ``'mean'``, the mean of the detector's own queries for that image; or
-            ``'nearest'``, the content of that own query whose centre is nearest to the point's.
+            authors' code); ``'mean'``, the mean of the detector's own queries for that image;
+            ``'nearest'``, the content of that own query whose centre is nearest to the point's; or
+            ``'memory'``, what the encoder says at the box (DINO and DDQ-DETR).
+
+    Raises:
+        ConfigError: If the detector has no such content.
 
     Attributes:
         takes_content: Whether content that comes with a point is used. False means that every
@@ -53,9 +57,16 @@ class Family(ABC):
     """
 
     detector_type: type[DetectionTransformer]  # MMDetection's class of the family
+    has_memory = False  # whether there is a memory_at
 
     def __init__(self, detector: DetectionTransformer, blank_content: str = "zeros") -> None:
         check_choice("blank_content", blank_content, BLANK_CONTENT)
+        if blank_content == "memory" and not self.has_memory:
+            raise ConfigError(
+                f"blank_content='memory' is for DINO and DDQ-DETR, whose encoders propose a box at "
+                f"every place of their memory; {type(detector).__name__} takes 'zeros', 'mean' or "
+                "'nearest'"
+            )
         self.detector = detector
         self.blank_content = blank_content
         self.takes_content = True
@@ -137,6 +148,10 @@ class Family(ABC):
         ``content`` has shape (bs, M, content_dims); None where ``content_dims`` is 0.
         """
 
+    def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
+        """What the encoder says at boxes (bs, M, 4), shape (bs, M, content_dims)."""
+        raise NotImplementedError
+
     def looked_at(self, outputs: dict) -> Tensor:
         """Where a decoder call's first layer looked, shape (bs, M, box_dims)."""
         return outputs["references"][0]
@@ -196,6 +211,8 @@ class Family(ABC):
         batch_size, num_points = points.boxes.shape[:2]
         if self.blank_content == "zeros":
             return points.boxes.new_zeros(batch_size, num_points, self.content_dims)
+        if self.blank_content == "memory":
+            return self.memory_at(record, points.boxes)
         own = self.queries(record)
         if self.blank_content == "mean":
             return own.content.mean(1, keepdim=True).expand(-1, num_points, -1)

@@ -29,6 +29,9 @@ class DDQDETRFamily(DINOFamily):
             end -= self.detector.cache_dict["num_dense_queries"]
         return slice(end - self.num_queries, end)
 
+    def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
+        return self.detector.query_map(super().memory_at(record, boxes))
+
     def answer(self, record: Record, points: DistillPoints, labels: Tensor | None = None) -> Answer:
         with self._as_at_inference(points.num_points):
             return super().answer(record, points, labels)

@@ -1,5 +1,6 @@
 """DINO (https://arxiv.org/abs/2203.03605), as in ``mmdet.models.DINO``."""
 
+import torch
 from mmdet.models.detectors import DINO
 from torch import Tensor
 
@@ -11,6 +12,7 @@ class DINOFamily(Family):
     """Queries of DINO: a learnt content embedding, and a box that the encoder proposes."""
 
     detector_type = DINO
+    has_memory = True
 
     def own_rows(self, record: Record) -> slice:
         return slice(-self.num_queries, None)  # in training, denoising queries come first
@@ -19,6 +21,22 @@ class DINOFamily(Family):
         inputs, rows = record["inputs"], self.own_rows(record)
         boxes, content = inputs["reference_points"][:, rows], inputs["query"][:, rows]
         return DistillPoints(boxes.detach().float(), content.detach())
+
+    def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
+        """The memory at a box's centre, on the level whose proposals have about the box's size."""
+        inputs = record["inputs"]
+        shapes = inputs["spatial_shapes"].to(boxes.device)  # (levels, 2): height, width
+        # mmdet's encoder proposes boxes of a side of 0.05 * 2 ** level.
+        size = (boxes[..., 2] * boxes[..., 3]).clamp(min=1e-9).sqrt()
+        level = (size / 0.05).log2().round().long().clamp(0, len(shapes) - 1)
+        ratios = inputs["valid_ratios"].gather(1, level[..., None].expand(-1, -1, 2))
+        sides = shapes[level].flip(-1)  # width, height
+        place = (boxes[..., :2] * ratios * sides).long()
+        place = torch.minimum(place, sides - 1)
+        index = inputs["level_start_index"].to(boxes.device)[level]
+        index = index + place[..., 1] * sides[..., 0] + place[..., 0]
+        memory = inputs["memory"].detach()
+        return memory.gather(1, index[..., None].expand(-1, -1, memory.size(-1)))
 
     def decode(self, record: Record, boxes: Tensor, content: Tensor | None) -> dict:
         # dn_mask=None: no denoising rows and no mask, so the points see themselves alone.

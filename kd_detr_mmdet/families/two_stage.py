@@ -42,7 +42,8 @@ class TwoStageFamily(Family):
                 "CascadeRoIHead that predicts boxes"
             )
         for head in self.box_heads:
-            if not self.has_background or not isinstance(head.fc_reg, nn.Module):
+            softmax = self.has_background and not head.custom_cls_channels  # SeesawLoss has C + 2
+            if not softmax or not isinstance(getattr(head, "fc_reg", None), nn.Module):
                 raise ConfigError(
                     f"{type(head).__name__} cannot be distilled: KDDETR knows box heads with a "
                     "softmax over the classes and the background, and with box regression"

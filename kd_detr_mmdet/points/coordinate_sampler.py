@@ -62,6 +62,7 @@ class CoordinateSampler(DistillPointGenerator):
                 f"points.add_ground_truth must be True or False, got {add_ground_truth!r}"
             )
         is_number = isinstance(foreground_fraction, (int, float))
+        is_number = is_number and not isinstance(foreground_fraction, bool)
         if foreground_fraction is not None and not (is_number and 0 <= foreground_fraction <= 1):
             raise ConfigError(
                 f"points.foreground_fraction must be between 0 and 1, got {foreground_fraction!r}"
@@ -97,12 +98,15 @@ class CoordinateSampler(DistillPointGenerator):
         for own, truth, general in zip(boxes, ground_truth, filling):
             own, truth = _within(own.detach().float()), _within(truth.detach().float())
             first = truth[: self.max_points] if self.add_ground_truth else truth[:0]
-            picked = self._pick(own, truth, self.max_points - len(first), generator)
+            if len(first):  # the loss samples the ground truth as well: no point counts twice
+                own = own[~(own[:, None] == first).all(-1).any(1)]
+            picked = self._pick(own, truth, len(first), generator)
             rows.append(torch.cat([first, own[picked], general])[: self.max_points])
         return DistillPoints(torch.stack(rows))
 
-    def _pick(self, own: Tensor, truth: Tensor, room: int, generator: torch.Generator) -> Tensor:
-        """Indices of at most ``room`` boxes, with no more on objects than is wanted."""
+    def _pick(self, own: Tensor, truth: Tensor, taken: int, generator: torch.Generator) -> Tensor:
+        """Indices of boxes beside ``taken`` true ones, no more of both on objects than wanted."""
+        room = self.max_points - taken
         if self.boxes == "proposals":
             order = torch.arange(len(own), device=own.device)
         else:
@@ -111,8 +115,8 @@ class CoordinateSampler(DistillPointGenerator):
             return order[:room]
         overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(own[order]), bbox_cxcywh_to_xyxy(truth))
         on_object = overlaps.amax(1) >= FOREGROUND_IOU
-        wanted = int(self.foreground_fraction * self.max_points)
-        foreground = order[on_object][: min(wanted, room)]
+        wanted = round(self.foreground_fraction * self.max_points)
+        foreground = order[on_object][: max(wanted - taken, 0)]
         return torch.cat([foreground, order[~on_object]])[:room]
 
     def __repr__(self) -> str:

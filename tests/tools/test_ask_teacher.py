@@ -88,7 +88,7 @@ def test_every_place_with_every_content(tool, config, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", arguments)
     tool.main()
     rows = json.loads(out.read_text())
-    assert len(rows) == 1 + 4 * 3  # its own queries; places with contents
+    assert len(rows) == 1 + 4 * 4  # its own queries; places with contents
     assert "7 random boxes, content: nearest" in rows
     assert rows["ground truth, content: zeros"]["IoU"] is not None
     assert rows["7 random boxes, content: zeros"]["IoU"] is None
