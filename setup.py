@@ -42,5 +42,5 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["kd_detr_mmdet", "kd_detr_mmdet.*"]),
     python_requires=">=3.10,<3.13",
-    install_requires=["torch>=2.4", "numpy", "pycocotools", *openmmlab_requirements()],
+    install_requires=["torch>=2.6", "numpy", "pycocotools", *openmmlab_requirements()],
 )

@@ -19,6 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="config file: the distillation's or the student's own")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--out", help="save the metrics to this .json file")
+    parser.add_argument(
+        "--trust", action="store_true", help="run whatever the checkpoint contains beside weights"
+    )
     add_common_options(parser)
     return parser.parse_args()
 
@@ -31,7 +34,7 @@ def main() -> None:
     check_data(cfg, ("test_dataloader",))
     runner = build_runner(cfg)
     model = getattr(runner.model, "module", runner.model)
-    load_strictly(model, args.checkpoint, what="checkpoint")
+    load_strictly(model, args.checkpoint, what="checkpoint", trust=args.trust)
     metrics = runner.test()
     if args.out and runner.rank == 0:
         dump(metrics, args.out)

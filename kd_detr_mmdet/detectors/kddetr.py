@@ -40,10 +40,11 @@ class KDDETR(BaseDetector):
         student: The student's model config, in any form that
             :func:`~kd_detr_mmdet.utils.configs.model_config` takes.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
-            ``strict``; see :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. Its images are
-            the student's, normalised anew where it was trained with other statistics or another
-            colour order; a teacher whose config names no ``data_preprocessor`` is taken to have
-            been trained with the student's.
+            ``strict`` and ``trust``; see
+            :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. Its images are the student's,
+            normalised anew where it was trained with other statistics or another colour order; a
+            teacher whose config names no ``data_preprocessor`` is taken to have been trained with
+            the student's.
         points: Config of the points generator (default ``DistillPointGenerator``), or of the
             ``QueryPairing`` that the paper compares it with.
         distill_loss: Config of the distillation loss.
@@ -329,12 +330,12 @@ def _where(batch_data_samples: SampleList) -> str:
 
 
 def _teacher_options(teacher: dict) -> dict:
-    allowed = {"config", "checkpoint", "strict"}
+    allowed = {"config", "checkpoint", "strict", "trust"}
     if not isinstance(teacher, dict) or not {"config", "checkpoint"} <= set(teacher) <= allowed:
         got = sorted(teacher) if isinstance(teacher, dict) else type(teacher).__name__
         raise ConfigError(
-            f"teacher must be dict(config=..., checkpoint=..., strict=True), got {got}; an "
-            "untrained teacher has to be asked for by checkpoint=None"
+            f"teacher must be dict(config=..., checkpoint=..., strict=True, trust=False), got "
+            f"{got}; an untrained teacher has to be asked for by checkpoint=None"
         )
     return dict(teacher)
 

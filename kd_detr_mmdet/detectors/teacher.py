@@ -9,9 +9,9 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.logging import print_log
 from mmengine.model import ImgDataPreprocessor
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ..utils.checkpoints import read_checkpoint
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError
 
@@ -19,7 +19,10 @@ MAX_KEYS_SHOWN = 8
 
 
 def build_teacher(
-    config: DetectorSource, checkpoint: str | Path | None, strict: bool = True
+    config: DetectorSource,
+    checkpoint: str | Path | None,
+    strict: bool = True,
+    trust: bool = False,
 ) -> BaseDetector:
     """Build a teacher that only ever answers.
 
@@ -32,6 +35,8 @@ def build_teacher(
             teaches nothing: for tests of everything around it.
         strict: Whether every key must be there, and no other. With False the keys that do not
             match are logged.
+        trust: Whether to run whatever the checkpoint contains; see
+            :func:`~kd_detr_mmdet.utils.checkpoints.read_checkpoint`.
 
     Returns:
         BaseDetector: The detector, with ``checkpoint_info``: where its weights came from, the
@@ -49,7 +54,7 @@ def build_teacher(
             level=30,
         )
     else:
-        load_strictly(teacher, str(checkpoint), strict)
+        load_strictly(teacher, str(checkpoint), strict, trust=trust)
     return teacher.eval().requires_grad_(False)
 
 
@@ -118,6 +123,7 @@ def load_strictly(
     checkpoint: str,
     strict: bool = True,
     what: str = "teacher.checkpoint",
+    trust: bool = False,
 ) -> None:
     """Load a detector's weights, and note their origin in ``detector.checkpoint_info``.
 
@@ -127,11 +133,12 @@ def load_strictly(
         strict: Whether missing and unexpected keys are an error, or only logged. Shapes must
             always agree.
         what: The option that named the checkpoint, for messages.
+        trust: Whether to run whatever the checkpoint contains.
 
     Raises:
         ConfigError: If the file is missing, unreadable, or of another architecture.
     """
-    content = _read(checkpoint, what)
+    content = read_checkpoint(checkpoint, what, trust)
     weights = content.get("state_dict", content)
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     own = detector.state_dict()
@@ -167,34 +174,6 @@ def load_strictly(
         sha256=_sha256(path) if path.is_file() else None,
         classes=None if classes is None else tuple(classes),
     )
-
-
-def _read(checkpoint: str, what: str) -> dict:
-    is_url = "://" in checkpoint
-    if not is_url and not Path(checkpoint).expanduser().is_file():
-        raise ConfigError(
-            f"{what}: no file {checkpoint!r}: check the path"
-            + (
-                "; another one is set by --cfg-options model.teacher.checkpoint=PATH"
-                if what == "teacher.checkpoint"
-                else ""
-            )
-        )
-    try:
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu", logger="silent")
-    except Exception as error:  # zip, pickle, end-of-file and network errors have no common class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        remedy = "check the address and the network" if is_url else "is it truncated? Copy it again"
-        raise ConfigError(
-            f"{what} {checkpoint!r} cannot be read ({type(error).__name__}: {reason}): {remedy}"
-        ) from error
-    weights = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
-        raise ConfigError(
-            f"{what} {checkpoint!r} holds no weights: expected a dict of tensors, or "
-            "one under 'state_dict'"
-        )
-    return content
 
 
 def _sha256(path: Path) -> str:

@@ -115,7 +115,7 @@ class CoordinateSampler(DistillPointGenerator):
             return order[:room]
         overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(own[order]), bbox_cxcywh_to_xyxy(truth))
         on_object = overlaps.amax(1) >= FOREGROUND_IOU
-        wanted = round(self.foreground_fraction * self.max_points)
+        wanted = int(self.foreground_fraction * self.max_points + 1e-6)  # 0.29 * 100 is 28.99...
         foreground = order[on_object][: max(wanted - taken, 0)]
         return torch.cat([foreground, order[~on_object]])[:room]
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, DictAction
 
 from ..datasets import generate_shapes
+from .checkpoints import read_checkpoint
 from .errors import ConfigError
 from .runs import ROOT, Job, ap, checkpoint, scalars, stop
 
@@ -500,7 +500,7 @@ def measure(folder: Path, path: Path) -> dict:
             interruption counts; ``curve``, for each evaluation the ``iteration``, the ``seconds``
             until then, ``bbox_mAP`` and ``bbox_mAP_50`` (0 to 1).
     """
-    meta = torch.load(path, map_location="cpu", weights_only=False)["meta"]
+    meta = read_checkpoint(str(path), "checkpoint")["meta"]
     iterations = meta["iter"]
     # An evaluation is logged with its epoch. Of training only every so many iterations are logged,
     # and often not the last ones of an epoch.

@@ -1,0 +1,96 @@
+"""Checkpoints are data: read without running what a file may contain."""
+
+import _codecs
+import collections
+import contextlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from .errors import ConfigError
+
+URL = re.compile(r"(https?|file)://")
+
+
+def read_checkpoint(source: str, what: str, trust: bool = False) -> dict:
+    """Read a checkpoint, on the CPU.
+
+    Only tensors, plain Python values and what MMEngine writes beside them (NumPy arrays, its
+    history buffers) are let through; a pickle that asks for anything else is not run.
+
+    Args:
+        source: Path, or an ``http(s)`` or ``file`` URL. What is downloaded is kept in PyTorch's
+            cache, and checked where its name ends in a hash, as in MMDetection's zoo.
+        what: The option that named it, for messages.
+        trust: Whether to run whatever the file contains.
+
+    Returns:
+        dict: The content.
+
+    Raises:
+        ConfigError: If it is missing, unreadable, more than data, or holds no weights.
+    """
+    is_url = URL.match(source) is not None
+    if not is_url and not Path(source).expanduser().is_file():
+        remedy = (
+            "; another one is set by --cfg-options model.teacher.checkpoint=PATH"
+            if what == "teacher.checkpoint"
+            else ""
+        )
+        raise ConfigError(f"{what}: no file {source!r}: check the path{remedy}")
+    options = dict(map_location="cpu", weights_only=not trust)
+    try:
+        with torch.serialization.safe_globals(_written_by_mmengine()):
+            if is_url:
+                hashed = re.search(r"-[0-9a-f]{8,}\.\w+$", source) is not None
+                content = torch.hub.load_state_dict_from_url(source, check_hash=hashed, **options)
+            else:
+                content = torch.load(Path(source).expanduser(), **options)
+    except Exception as error:  # zip, pickle, end-of-file and network errors have no common class
+        raise ConfigError(_reason(error, source, what, is_url)) from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
+        raise ConfigError(
+            f"{what} {source!r} holds no weights: expected a dict of tensors, or one under "
+            "'state_dict'"
+        )
+    return content
+
+
+def _reason(error: Exception, source: str, what: str, is_url: bool) -> str:
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and forbidden:
+        return (
+            f"{what} {source!r} is more than data: reading it would call {forbidden[1]}. If you "
+            "trust whoever made it, say so: trust=True beside the teacher's checkpoint, --trust "
+            "for tools/test.py"
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    remedy = "check the address and the network" if is_url else "is it truncated? Copy it again"
+    return f"{what} {source!r} cannot be read ({type(error).__name__}: {reason}): {remedy}"
+
+
+def _written_by_mmengine() -> list[Any]:
+    """What MMEngine pickles into a checkpoint, besides tensors and plain values."""
+    with contextlib.suppress(ImportError):
+        from numpy._core import multiarray  # NumPy 2
+    if "multiarray" not in locals():
+        from numpy.core import multiarray
+    allowed = [HistoryBuffer, collections.Counter, np.ndarray, np.dtype, _codecs.encode]
+    allowed += [type(np.dtype(code)) for code in np.typecodes["All"] if code not in "SUVO"]
+    for package in ("numpy.core", "numpy._core"):  # by either name, whichever NumPy wrote it
+        for function in (multiarray.scalar, multiarray._reconstruct):
+            allowed.append((function, f"{package}.multiarray.{function.__name__}"))
+    return [*allowed, (_history_method, "builtins.getattr")]
+
+
+def _history_method(owner: type, name: str) -> Any:
+    """The only ``getattr`` that is let through: a method of MMEngine's history buffer."""
+    if owner is not HistoryBuffer or name.startswith("_"):
+        raise pickle.UnpicklingError("GLOBAL builtins.getattr")
+    return getattr(owner, name)
