@@ -2,7 +2,8 @@
 
 CONFIG is a distillation's. The teacher is asked at its own queries, at ground-truth boxes, at
 jittered ones and at random boxes, with each content that its queries can be given there. What it
-says at ground truth bounds what it can teach at a student's boxes.
+says at ground truth bounds what it can teach at a student's boxes. With a trained student, who
+answers how well at whose queries tells where its AP is lost: in what it says or in where it looks.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from kd_detr_mmdet import DistillPointGenerator, DistillPoints
+from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.families.base import BLANK_CONTENT
 from kd_detr_mmdet.points import Answer
 from kd_detr_mmdet.points.coordinates import relative_boxes
@@ -84,11 +86,14 @@ def jittered(boxes: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def ask(cfg: dict, num_general: int, seed: int) -> dict[str, dict]:
+def ask(
+    cfg: dict, num_general: int, seed: int, student_checkpoint: str | None = None
+) -> dict[str, dict]:
     """Ask the teacher at all places; returns the table's rows by name.
 
     Raises:
-        ConfigError: If the config is not a distillation's, or no image has annotations.
+        ConfigError: If the config is not a distillation's, no image has annotations, or the
+            student has no queries or does not fit its checkpoint.
     """
     if not is_kd_model(cfg.model):
         raise ConfigError("the config is not a distillation's: its model is no KDDETR")
@@ -101,6 +106,11 @@ def ask(cfg: dict, num_general: int, seed: int) -> dict[str, dict]:
             f"{type(model.teacher).__name__}'s queries have no coordinates: it cannot be asked "
             "at boxes"
         )
+    student = model.student_family if student_checkpoint else None
+    if student is not None:
+        if student.num_queries == 0:
+            raise ConfigError(f"--student: {type(model.student).__name__} has no queries")
+        load_strictly(model.student, student_checkpoint, what="--student")
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     generator = torch.Generator().manual_seed(seed)
     general = DistillPointGenerator(num_general=num_general, specific=False, seed=seed)
@@ -118,21 +128,27 @@ def ask(cfg: dict, num_general: int, seed: int) -> dict[str, dict]:
         corners = torch.tensor([o["bbox"] for o in objects]).reshape(-1, 4)
         truth = relative_boxes(corners, (info["height"], info["width"]))
         sample.gt_labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
+        answers = {"its own queries": (family, family.own_answer(record), truth[:0])}
         places = {"ground truth": truth}
         for share in JITTER:
             places[f"ground truth, jittered by {share:.0%}"] = jittered(truth, share, generator)
         places[f"{num_general} random boxes"] = general.general(1, (index,)).boxes[0]
-        answers = {"its own queries": (family.own_answer(record), truth[:0])}
+        if student is not None:
+            own = student.look(batch["inputs"], samples)
+            answers["student at its own queries"] = student, student.own_answer(own), truth[:0]
+            answer = student.answer(own, family.queries(record))
+            answers["student at the teacher's queries"] = student, answer, truth[:0]
+            places["the student's boxes"] = student.queries(own).boxes[0]
         for place, boxes in places.items():
             for content in contents if len(boxes) else ():
                 family.blank_content = content if family.content_dims else "zeros"
                 on_objects = truth if place.startswith("ground") else truth[:0]
                 answer = family.answer(record, DistillPoints(boxes[None].to(pixels.device)))
-                answers[f"{place}, content: {content}"] = answer, on_objects
-        for name, (answer, on_objects) in answers.items():
-            asked = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
-            asked.hear(model.teacher.bbox_head, answer, sample, on_objects)
-    if len(heard) == 1:
+                answers[f"{place}, content: {content}"] = family, answer, on_objects
+        for name, (asked, answer, on_objects) in answers.items():
+            ears = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
+            ears.hear(asked.detector.bbox_head, answer, sample, on_objects)
+    if not any(name.startswith("ground truth") for name in heard):
         raise ConfigError("no image of the validation data has annotations: nothing to ask at")
     return {name: asked.row(len(dataset)) for name, asked in heard.items()}
 
@@ -149,6 +165,7 @@ def table(rows: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config of a distillation")
+    parser.add_argument("--student", help="checkpoint of a trained student, to ask it as well")
     parser.add_argument("--num-general", type=int, default=100, help="random boxes per image")
     parser.add_argument("--seed", type=int, default=0, help="of jitter and random boxes")
     parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
@@ -156,7 +173,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = read_config(args)
     check_data(cfg, ("val_dataloader",))
-    rows = ask(cfg, args.num_general, args.seed)
+    rows = ask(cfg, args.num_general, args.seed, args.student)
     print(table(rows))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,19 @@ def test_every_place_with_every_content(tool, config, tmp_path, monkeypatch, cap
     assert rows == tool.ask(config, 7, 0)  # the same draw again
 
 
+def test_a_trained_student_is_asked_as_well(tool, config, teacher_checkpoint):
+    # The teacher's own weights: it says the same at the teacher's queries as the teacher does.
+    config = config.copy()
+    config.model.student = dino_config(**TEACHER)
+    rows = tool.ask(config, 7, 0, teacher_checkpoint)
+    own, borrowed = rows["student at its own queries"], rows["student at the teacher's queries"]
+    assert own == borrowed == rows["its own queries"]
+    assert len(rows) == 1 + 2 + 5 * 4
+    assert "the student's boxes, content: nearest" in rows
+    with pytest.raises(ConfigError, match="--student"):
+        tool.ask(config, 7, 0, "no such file")
+
+
 def test_what_cannot_be_asked(tool, config):
     alone = config.copy()
     alone.model = dino_config()
