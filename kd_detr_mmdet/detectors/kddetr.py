@@ -19,6 +19,7 @@ from ..points.coordinates import relative_boxes
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError, NonFiniteLossError
 from ..utils.random import preserved_rng
+from .inherit import inherit_weights
 from .teacher import TeacherPixels, build_teacher
 
 STUDENT = "student."
@@ -52,6 +53,9 @@ class KDDETR(BaseDetector):
             :class:`~kd_detr_mmdet.families.Family`.
         student_content: Content query of the student at the teacher's points; see
             :func:`~kd_detr_mmdet.families.share_content`.
+        inherit: Parts of the student that start from the teacher's weights; see
+            :func:`~kd_detr_mmdet.detectors.inherit.inherit_weights`. They are copied when weights
+            are initialised, so a checkpoint that is loaded or resumed from has the last word.
         data_preprocessor: Default: the student's.
 
     Raises:
@@ -66,6 +70,7 @@ class KDDETR(BaseDetector):
         distill_loss: dict | None = None,
         blank_content: str = "zeros",
         student_content: str = "auto",
+        inherit: list[str] | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -91,6 +96,9 @@ class KDDETR(BaseDetector):
         )
         share_content(*self._families, student_content)
         check_pair(self)
+        if inherit is not None and not isinstance(inherit, (list, tuple)):
+            raise ConfigError(f"inherit must be a list of the student's parts, got {inherit!r}")
+        self.inherit = list(inherit or ())
         self._last_step = (-1, 0)
         # Checkpoints hold the student's plain keys, wherever this module sits (DDP, EMA).
         self._register_state_dict_hook(_drop_student_prefix)
@@ -105,6 +113,11 @@ class KDDETR(BaseDetector):
     def teacher_family(self) -> Family:
         """Family: How to ask the teacher."""
         return self._families[1]
+
+    def init_weights(self) -> None:
+        """Initialise the student, and give it what it inherits; the teacher is left alone."""
+        super().init_weights()
+        inherit_weights(self.student, self.teacher, self.inherit)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
         """Detection losses of the student, and distillation losses.
