@@ -19,6 +19,7 @@ from ..points.coordinates import relative_boxes
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError, NonFiniteLossError
 from ..utils.random import preserved_rng
+from .class_map import ClassMap
 from .inherit import inherit_weights
 from .teacher import TeacherPixels, build_teacher
 
@@ -53,6 +54,9 @@ class KDDETR(BaseDetector):
             :class:`~kd_detr_mmdet.families.Family`.
         student_content: Content query of the student at the teacher's points; see
             :func:`~kd_detr_mmdet.families.share_content`.
+        class_map: For a teacher of other classes; see
+            :class:`~kd_detr_mmdet.detectors.class_map.ClassMap`. Names come from the training
+            data and from the teacher's checkpoint, at the start of training.
         inherit: Parts of the student that start from the teacher's weights; see
             :func:`~kd_detr_mmdet.detectors.inherit.inherit_weights`. They are copied when weights
             are initialised, so a checkpoint that is loaded or resumed from has the last word.
@@ -70,6 +74,7 @@ class KDDETR(BaseDetector):
         distill_loss: dict | None = None,
         blank_content: str = "zeros",
         student_content: str = "auto",
+        class_map: str | dict[str, str] | None = None,
         inherit: list[str] | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
@@ -95,6 +100,7 @@ class KDDETR(BaseDetector):
             build_family(self.teacher, blank_content),
         )
         share_content(*self._families, student_content)
+        self.class_map = ClassMap(class_map)
         check_pair(self)
         if inherit is not None and not isinstance(inherit, (list, tuple)):
             raise ConfigError(f"inherit must be a list of the student's parts, got {inherit!r}")
@@ -164,8 +170,10 @@ class KDDETR(BaseDetector):
                     target = teacher.own_answer(teacher_record)
                 else:
                     target = teacher.answer(teacher_record, points)
-            labels = target.cls_scores[-1].argmax(-1)
-            yield name, student.answer(student_record, points, labels), target, None
+            target = self.class_map.of_teacher(target)
+            labels = self.class_map.student_labels(target.cls_scores[-1].argmax(-1))
+            answer = student.answer(student_record, points, labels)
+            yield name, self.class_map.of_student(answer), target, None
 
     def _pair(
         self, student_record: Record, teacher_record: Record, batch_data_samples: SampleList
@@ -246,11 +254,11 @@ def check_pair(model: KDDETR) -> None:
             f"cannot be compared. Pair {type(teacher.detector).__name__} with its like"
         )
     counts = [f.num_class_scores - f.has_background for f in (student, teacher)]
-    if counts[0] != counts[1]:
+    if counts[0] != counts[1] and model.class_map.option is None:
         raise ConfigError(
             f"student and teacher must know the same classes, but the student scores "
             f"{counts[0]} and the teacher {counts[1]}: set bbox_head.num_classes of both to the "
-            "data set's"
+            "data set's, or class_map='names' to distil the classes that both know"
         )
     if isinstance(model.point_generator, QueryPairing):
         check_queries(model)
@@ -277,6 +285,11 @@ def check_queries(model: KDDETR) -> None:
     Raises:
         ConfigError: With the reason and what to do.
     """
+    if model.class_map.option is not None:
+        raise ConfigError(
+            "points.type='QueryPairing' matches both models to the same ground truth: it needs "
+            "equal classes, without class_map"
+        )
     if isinstance(model.student_family, TwoStageFamily):
         raise ConfigError(
             f"points.type='QueryPairing' pairs queries, and {type(model.student).__name__} has "

@@ -1,21 +1,23 @@
 """What is about to be distilled, told and checked before the first step."""
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..detectors import KDDETR
 from ..points import CoordinateSampler, QueryPairing
 from ..utils.complexity import gflops, params_m
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, brief
 
 
 @HOOKS.register_module()
 class DistillReportHook(Hook):
-    """Prints one short summary at the start of a distillation, and checks the class names.
+    """Prints one short summary at the start of a distillation, and compares the class names.
 
     Raises:
-        ConfigError: If the data set's classes are not those that the teacher was trained on.
+        ConfigError: If the data set's classes are not those that the teacher was trained on, and
+            there is no ``class_map``, or it finds no class in common.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -30,17 +32,28 @@ class DistillReportHook(Hook):
 
 
 def check_classes(model: KDDETR, classes: tuple[str, ...] | None) -> None:
-    """Refuse a teacher of other classes, or of the same in another order.
+    """Resolve a ``class_map``; without one, refuse a teacher of other or otherwise ordered classes.
 
     Checkpoints that do not say what they were trained on are let through.
     """
     taught = model.teacher.checkpoint_info["classes"]
+    if model.class_map.option is not None:
+        if classes is None:
+            raise ConfigError("class_map needs the names of the data set's classes: metainfo")
+        shared = model.class_map.resolve(tuple(classes), taught)
+        print_log(
+            f"distilling {len(shared)} of {len(classes)} classes, those that the teacher knows: "
+            + ", ".join(shared),
+            logger="current",
+        )
+        return
     if taught is None or classes is None or tuple(taught) == tuple(classes):
         return
     raise ConfigError(
-        f"the teacher was trained on classes {_brief(taught)}, but the data set has "
-        f"{_brief(classes)}: distillation compares scores class by class, so both need the same "
-        "classes in the same order (metainfo=dict(classes=...) of the data set)"
+        f"the teacher was trained on classes {brief(taught)}, but the data set has "
+        f"{brief(classes)}: distillation compares scores class by class, so both need the same "
+        "classes in the same order (metainfo=dict(classes=...) of the data set), or "
+        "model.class_map='names'"
     )
 
 
@@ -104,8 +117,3 @@ def points_of(model: KDDETR) -> str:
     if points.num_general:
         sets.append(f"{points.num_general} general ({points.distribution})")
     return f"{' + '.join(sets)} per image"
-
-
-def _brief(classes: tuple[str, ...]) -> str:
-    shown = ", ".join(map(str, classes[:6]))
-    return f"({shown}{', ...' if len(classes) > 6 else ''}; {len(classes)} in all)"

@@ -23,3 +23,9 @@ def check_weight(name: str, value: object) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < float("inf"):
         raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def brief(names: Sequence[str]) -> str:
+    """Class names for a message: the first six, and how many there are."""
+    shown = ", ".join(map(str, names[:6]))
+    return f"({shown}{', ...' if len(names) > 6 else ''}; {len(names)} in all)"

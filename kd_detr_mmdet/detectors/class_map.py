@@ -1,0 +1,100 @@
+"""Which of the teacher's classes teach which of the student's."""
+
+import torch
+from torch import Tensor
+
+from ..points.distill_points import Answer
+from ..utils.errors import ConfigError, brief
+
+
+class ClassMap:
+    """Picks the classes that both models know out of their answers.
+
+    Args:
+        option: None: both have the same classes in the same order. ``'names'``: classes of one
+            name correspond. A dict: the student's class names to the teacher's, e.g.
+            ``dict(pedestrian='person')``. What a model knows alone is not distilled.
+
+    Attributes:
+        pairs: Index of the student and of the teacher for each shared class; None as long as the
+            classes' names are not known (:meth:`resolve`), or where all correspond.
+
+    Raises:
+        ConfigError: If the option is none of these.
+    """
+
+    def __init__(self, option: str | dict[str, str] | None = None) -> None:
+        if not (option is None or option == "names" or (isinstance(option, dict) and option)):
+            raise ConfigError(
+                "class_map must be None, 'names' or a dict of the student's class names to the "
+                f"teacher's, got {option!r}"
+            )
+        self.option = dict(option) if isinstance(option, dict) else option
+        self.pairs: list[tuple[int, int]] | None = None
+
+    def resolve(self, student: tuple[str, ...], teacher: tuple[str, ...] | None) -> list[str]:
+        """Find the shared classes by their names.
+
+        Args:
+            student: Names of the student's classes, in its order.
+            teacher: Those of the teacher; None if its checkpoint does not tell.
+
+        Returns:
+            list: The student's names of the shared classes.
+
+        Raises:
+            ConfigError: If a name is unknown, or no class is shared.
+        """
+        if teacher is None:
+            raise ConfigError(
+                "class_map needs the names of the teacher's classes, and its checkpoint does not "
+                "tell them: train with a checkpoint that mmdet 3 wrote, or make the classes equal"
+            )
+        wanted = self.option if isinstance(self.option, dict) else {n: n for n in student}
+        if isinstance(self.option, dict):
+            for name, of_teacher in wanted.items():
+                for given, known, whose in (
+                    (name, student, "the data set"),
+                    (of_teacher, teacher, "the teacher"),
+                ):
+                    if given not in known:
+                        raise ConfigError(
+                            f"class_map names {given!r}, but {whose} knows {brief(known)}"
+                        )
+        shared = [name for name in student if wanted.get(name) in teacher]
+        if not shared:
+            raise ConfigError(
+                f"no class of the data set {brief(student)} is among the teacher's "
+                f"{brief(teacher)}: there is nothing to distil. Name what corresponds by "
+                "class_map=dict(student_name='teacher name')"
+            )
+        self.pairs = [(student.index(name), teacher.index(wanted[name])) for name in shared]
+        return shared
+
+    def of_teacher(self, answer: Answer) -> Answer:
+        """The teacher's answer on the shared classes, in the order of :attr:`pairs`."""
+        return self._pick(answer, 1)
+
+    def of_student(self, answer: Answer) -> Answer:
+        """The student's answer on the shared classes, and on the background if it has one."""
+        return self._pick(answer, 0)
+
+    def student_labels(self, labels: Tensor) -> Tensor:
+        """From indices of shared classes to the student's own."""
+        if self.pairs is None:
+            return labels
+        return labels.new_tensor([pair[0] for pair in self.pairs])[labels]
+
+    def _pick(self, answer: Answer, side: int) -> Answer:
+        if self.option is None:
+            return answer
+        if self.pairs is None:
+            raise ConfigError(
+                "class_map needs the classes' names: train with tools/train.py, or call "
+                "model.class_map.resolve(student_classes, teacher_classes) first"
+            )
+        columns = [pair[side] for pair in self.pairs]
+        if answer.has_background:
+            columns.append(answer.cls_scores.size(-1) - 1)
+        index = torch.tensor(columns, device=answer.cls_scores.device)
+        return answer._replace(cls_scores=answer.cls_scores.index_select(-1, index))

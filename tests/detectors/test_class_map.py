@@ -1,0 +1,101 @@
+"""class_map: a teacher of other classes teaches those that both know."""
+
+import pytest
+import torch
+from conftest import TEACHER, build, dino_config, random_checkpoint, two_stage_config
+
+from kd_detr_mmdet.detectors.class_map import ClassMap
+from kd_detr_mmdet.hooks.report_hook import check_classes
+from kd_detr_mmdet.points import Answer
+from kd_detr_mmdet.utils import ConfigError
+
+COCO = ("person", "bicycle", "car", "dog", "bus", "train", "cat")
+
+
+def answer(classes, has_background=False):
+    """Logits that are the class's index, for one point."""
+    return Answer(
+        torch.arange(classes).float().expand(1, 1, 1, -1), torch.rand(1, 1, 1, 4), has_background
+    )
+
+
+@pytest.mark.parametrize(
+    "option, shared, student, teacher",
+    [
+        ("names", ["dog", "car"], [0, 2], [3, 2]),
+        (dict(wolf="dog", car="car"), ["wolf", "car"], [1, 2], [3, 2]),
+        (dict(car="bus"), ["car"], [2], [4]),
+    ],
+)
+def test_which_scores_are_compared(option, shared, student, teacher):
+    classes = ClassMap(option)
+    assert classes.resolve(("dog", "wolf", "car"), COCO) == shared
+    assert classes.of_student(answer(3)).cls_scores.flatten().tolist() == student
+    assert classes.of_teacher(answer(7)).cls_scores.flatten().tolist() == teacher
+    # The background, last, stays.
+    with_background = classes.of_student(answer(4, True))
+    assert with_background.cls_scores.flatten().tolist() == [*student, 3]
+    assert with_background.has_background
+    labels = torch.arange(len(shared))
+    assert classes.student_labels(labels).tolist() == student
+
+
+def test_without_a_map_answers_pass_as_they_are():
+    given = answer(3)
+    assert ClassMap().of_student(given) is given
+    assert ClassMap().of_teacher(given) is given
+
+
+@pytest.mark.parametrize("option", ["name", 3, [("a", "b")], {}])
+def test_bad_options(option):
+    with pytest.raises(ConfigError, match="class_map must be"):
+        ClassMap(option)
+
+
+@pytest.mark.parametrize(
+    "option, student, teacher, told",
+    [
+        ("names", ("tree",), COCO, "nothing to distil"),
+        ("names", ("dog",), None, "does not tell them"),
+        (dict(dog="wolf"), ("dog",), COCO, "'wolf', but the teacher"),
+        (dict(wolf="dog"), ("dog",), COCO, "'wolf', but the data set"),
+    ],
+)
+def test_what_cannot_be_resolved(option, student, teacher, told):
+    with pytest.raises(ConfigError, match=told):
+        ClassMap(option).resolve(student, teacher)
+
+
+@pytest.mark.parametrize("kind", ["dino", "faster_rcnn"])
+def test_a_teacher_of_seven_classes_teaches_four(tmp_path, batch, kind):
+    teacher = dino_config(**TEACHER, num_classes=7)
+    path = random_checkpoint(tmp_path / "coco.pth", teacher, classes=COCO)
+    cfg = dict(
+        type="KDDETR",
+        student=dino_config() if kind == "dino" else two_stage_config(),
+        teacher=dict(config=teacher, checkpoint=path),
+        points=dict(num_general=5),
+        class_map="names",
+    )
+    kd = build(cfg).train()
+    data = batch(kd)
+    with pytest.raises(ConfigError, match="resolve"):
+        kd(**data, mode="loss")
+    check_classes(kd, ("cat", "tree", "dog", "person"))
+    assert kd.class_map.pairs == [(0, 6), (2, 3), (3, 0)]
+    losses = kd(**data, mode="loss")
+    loss = sum(value for name, value in losses.items() if "kd_loss" in name)
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    if kind == "dino":  # the class that the teacher does not know is left to the detection loss
+        gradient = kd.student.bbox_head.cls_branches[1].bias.grad
+        assert gradient[[0, 2, 3]].all() and gradient[1] == 0
+
+
+def test_more_classes_without_a_map_are_refused_with_the_remedy(tmp_path, kd_config):
+    teacher = dict(config=dino_config(num_classes=7), checkpoint=None)
+    with pytest.raises(ConfigError, match="class_map='names'"):
+        build(kd_config(teacher=teacher))
+    with pytest.raises(ConfigError, match="without class_map"):
+        pairing = dict(type="QueryPairing", strategy="inconsistent")
+        build(kd_config(teacher=teacher, class_map="names", points=pairing))
