@@ -1,0 +1,134 @@
+"""Draw where a distillation asks, and what both models say: python tools/show_points.py CONFIG.
+
+For one training image, a column for each set of points: above, the points, coloured by the
+teacher's foreground weight; below, both models' answers at the heaviest ones.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from matplotlib import pyplot as plt
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import Tensor
+
+from kd_detr_mmdet.detectors.teacher import load_strictly
+from kd_detr_mmdet.families.base import swapped
+from kd_detr_mmdet.points import Answer
+from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
+from kd_detr_mmdet.utils.configs import is_kd_model
+from kd_detr_mmdet.utils.data import check_data
+from kd_detr_mmdet.utils.errors import ConfigError
+
+ANSWERS_SHOWN = 8
+
+
+def one_step(model: torch.nn.Module, batch: dict) -> dict[str, dict]:
+    """Run one distillation step on one image and note what is asked and said.
+
+    Returns:
+        dict: By set, ``points`` (M, 4), ``weight`` (M) and the last layers' ``student`` and
+        ``teacher`` boxes (M, 4), cxcywh in [0, 1].
+    """
+    asked, sets = [], {}
+    family, loss = model.student_family, model.distill_loss
+    answer, compare = family.answer, loss.forward
+
+    def noting_answer(record: dict, points: object, *rest: Tensor) -> Answer:
+        asked.append(points.boxes[0])
+        return answer(record, points, *rest)
+
+    def noting_loss(student: Answer, teacher: Answer, name: str, *rest: object) -> dict:
+        weight = loss.foreground_weight(teacher.cls_scores[-1], teacher.has_background)[0]
+        sets[name] = dict(weight=weight, student=student.boxes[-1, 0], teacher=teacher.boxes[-1, 0])
+        return compare(student, teacher, name, *rest)
+
+    with (
+        torch.no_grad(),
+        swapped(family, "answer", noting_answer),
+        swapped(loss, "forward", noting_loss),
+    ):
+        model.loss(batch["inputs"], batch["data_samples"])
+    for boxes, found in zip(asked, sets.values()):
+        found["points"] = boxes
+    return sets
+
+
+def draw(path: Path, image: Tensor, sets: dict[str, dict]) -> None:
+    """Save the picture of an image (3, H, W), RGB from 0 to 255, and its sets of points."""
+    height, width = image.shape[-2:]
+    figure, grid = plt.subplots(
+        2, len(sets), figsize=(4.2 * len(sets), 7), squeeze=False, dpi=120, layout="constrained"
+    )
+    colors = plt.get_cmap("viridis")
+    for column, (name, found) in zip(grid.T, sets.items()):
+        for axes in column:
+            axes.imshow(image.permute(1, 2, 0).clamp(0, 255).byte().numpy())
+            axes.axis("off")
+        top = found["weight"].amax().clamp(min=1e-6)
+        order = found["weight"].argsort().tolist()  # the heaviest last, on top
+        for index in order:
+            share = float(found["weight"][index] / top)
+            _box(column[0], found["points"][index], (width, height), colors(share), 0.5 + share)
+        column[0].set_title(f"{name}: {len(order)} points, weight up to {float(top):.2f}")
+        for index in order[-ANSWERS_SHOWN:]:
+            _box(column[1], found["teacher"][index], (width, height), "lime", 1.5)
+            _box(column[1], found["student"][index], (width, height), "red", 1.2, "--")
+        column[1].set_title("answers: teacher solid, student dashed")
+    figure.colorbar(
+        plt.cm.ScalarMappable(cmap=colors), ax=grid[0], label="weight, relative to the heaviest"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _box(axes: object, box: Tensor, size: tuple, color: object, line: float, dash: str = "-"):
+    x1, y1, x2, y2 = (bbox_cxcywh_to_xyxy(box) * box.new_tensor(size * 2)).tolist()
+    axes.add_patch(
+        plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=line, ls=dash)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="config of a distillation")
+    parser.add_argument("--index", type=int, default=0, help="which training image")
+    parser.add_argument("--student", help="checkpoint of a trained student; default: untrained")
+    parser.add_argument("--out", type=Path, default=Path("points.png"), help="the picture")
+    add_common_options(parser)
+    args = parser.parse_args()
+    cfg = read_config(args)
+    if not is_kd_model(cfg.model):
+        raise ConfigError("the config is not a distillation's: its model is no KDDETR")
+    if cfg.model.get("points", {}).get("type") == "QueryPairing":
+        raise ConfigError("points.type='QueryPairing' shares no points: there is nothing to draw")
+    check_data(cfg, ("train_dataloader",))
+    init_default_scope("mmdet")
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    if args.student:
+        load_strictly(model.student, args.student, what="--student")
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    if not 0 <= args.index < len(dataset):
+        raise ConfigError(f"--index must be between 0 and {len(dataset) - 1}, got {args.index}")
+    sample = pseudo_collate([dataset[args.index]])
+    height, width = sample["data_samples"][0].img_shape[:2]
+    image = sample["inputs"][0][:, :height, :width].flip(0)  # MMDetection loads BGR
+    batch = model.data_preprocessor(sample, True)
+    draw(args.out, image, one_step(model.train(), batch))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
