@@ -1,5 +1,6 @@
 """Greedy non-maximum suppression with the signature of mmcv's compiled operator."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,19 +30,21 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     if offset == 0 and vision is not None:
         return vision.nms(boxes.to(dtype), scores.to(dtype), iou_threshold)
 
-    # On the CPU: the loop would make an accelerator wait once for every kept box.
+    # On the CPU, since the loop would make an accelerator wait once for every kept box, and in
+    # NumPy, whose calls on arrays this small cost a quarter of PyTorch's.
     order = scores.cpu().sort(descending=True, stable=True).indices
-    x1, y1, x2, y2 = boxes.to("cpu", dtype)[order].unbind(1)
+    x1, y1, x2, y2 = boxes.to("cpu", dtype)[order].numpy().T
     area = (x2 - x1 + offset) * (y2 - y1 + offset)
     keep = []
-    left = torch.arange(len(order))
-    while len(left):
-        best, left = left[0], left[1:]
-        keep.append(best)
-        width = torch.minimum(x2[best], x2[left]) - torch.maximum(x1[best], x1[left]) + offset
-        height = torch.minimum(y2[best], y2[left]) - torch.maximum(y1[best], y1[left]) + offset
-        shared = width.clamp(min=0) * height.clamp(min=0)
-        iou = shared / (area[best] + area[left] - shared)
-        left = left[~(iou > iou_threshold)]  # not "<=": two empty boxes (IoU 0/0) both stay
-    kept = order[torch.stack(keep)] if keep else order
-    return kept.to(boxes.device)
+    left = np.arange(len(order))
+    with np.errstate(invalid="ignore"):
+        while len(left):
+            best, left = left[0], left[1:]
+            keep.append(best)
+            width = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left]) + offset
+            height = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left]) + offset
+            shared = width.clip(min=0) * height.clip(min=0)
+            iou = shared / (area[best] + area[left] - shared)
+            # Not "<=": two empty boxes (IoU 0/0) both stay.
+            left = left[~(iou > np.float32(iou_threshold))]
+    return order[torch.tensor(keep, dtype=torch.long)].to(boxes.device)

@@ -1,5 +1,6 @@
 """Every shipped config: it reads, it says only what differs, and it builds."""
 
+import copy
 import functools
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ DISTILLED = [path for path in EXPERIMENTS if path.name.startswith("kd-detr_")]
 # How many configs a folder of COCO experiments has, and how many of them distil.
 COCO = dict(
     ablation=(14, 14),
+    cascade_rcnn=(2, 1),
     conditional_detr=(2, 1),
     cross_family=(3, 3),
     dab_detr=(5, 2),
@@ -29,6 +31,11 @@ COCO = dict(
     deformable_detr=(9, 4),
     detr=(2, 1),
     dino=(6, 3),
+    faster_rcnn=(7, 5),
+    mask_rcnn=(2, 1),
+)
+TEACHER_BOXES = Path(
+    "faster_rcnn/kd-detr_dino-4scale_r50-to-faster-rcnn_r50_fpn_teacher-boxes_1x_coco.py"
 )
 ABLATION = [path for path in DISTILLED if path.parts[0] == "ablation"]
 ABLATION_BASE = Path("dab_detr/kd-detr_dab-detr_r50-to-r18_8xb2-50e_coco.py")
@@ -61,16 +68,16 @@ def student_of(path):
     """The config of the student alone.
 
     Names are kd-detr_<detector>_<teacher>-to-<student>_<schedule>; across families each side names
-    its detector, and in an ablation the student is followed by what differs.
+    its detector, and the student may be followed by what differs.
     """
     if path.parts[0] not in COCO:
         return path.parent / bases(path)[0]
     teacher, student = path.stem.removeprefix("kd-detr_").split("-to-")
-    if path.parts[0] == "cross_family":
-        name = student
-    else:
-        backbone, *_, schedule, data = student.split("_")
-        name = "_".join([teacher.rpartition("_")[0], backbone, schedule, data])
+    if re.match(r"r\d+_", student):
+        student = f"{teacher.rpartition('_')[0]}_{student}"
+    detector, backbone, *words, schedule, data = student.split("_")
+    neck = [word for word in words if word == "fpn"]
+    name = "_".join([detector, backbone, *neck, schedule, data])
     (found,) = CONFIGS.glob(f"*/{name}.py")
     return found.relative_to(CONFIGS)
 
@@ -92,7 +99,7 @@ def test_a_study_can_be_read_and_its_options_fit_its_configs(path):
     assert len(study.seeds) >= 3
     assert f"({path.name})" in text("studies/README.md")
     for run in [*study.teachers.values(), *study.runs.values()]:
-        cfg = Config.fromfile(ROOT / run.config)
+        cfg = copy.deepcopy(read(Path(run.config).relative_to("configs")))
         cfg.merge_from_dict(run.options)
         assert (run.teacher is not None) == (cfg.model.type == "KDDETR")
         if run.teacher:
@@ -116,6 +123,10 @@ def test_it_is_a_whole_experiment(path):
         assert cfg.train_cfg.max_epochs == int(epochs)
         assert cfg.train_dataloader.batch_size == int(images)
         assert cfg.auto_scale_lr.base_batch_size == int(gpus) * int(images)
+    # ..._2x_coco: mmdet's 24 epochs of 8 GPUs with 2 images each.
+    for times in re.findall(r"_(\d)x_coco", path.stem):
+        assert cfg.train_cfg.max_epochs == 12 * int(times)
+        assert cfg.train_dataloader.batch_size == 2 and cfg.auto_scale_lr.base_batch_size == 16
 
 
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.parts[0] in COCO], ids=str)
@@ -150,12 +161,13 @@ def test_its_teacher_is_there_or_is_what_a_config_writes(path):
 
 @pytest.mark.parametrize("path", [p for p in DISTILLED if "swin" not in p.name], ids=str)
 def test_it_builds_at_full_size(path):
-    cfg = Config.fromfile(CONFIGS / path)
+    cfg = copy.deepcopy(read(path))
     assert cfg.model.teacher.checkpoint
     cfg.model.teacher.checkpoint = None
     model = MODELS.build(cfg.model)
     assert isinstance(model, KDDETR)
-    assert model.teacher_family.num_class_scores == model.student_family.num_class_scores
+    families = (model.student_family, model.teacher_family)
+    assert len({f.num_class_scores - f.has_background for f in families}) == 1
     for part, options in (
         (model.point_generator, cfg.model.get("points", {})),
         (model.distill_loss, cfg.model.get("distill_loss", {})),
@@ -199,6 +211,17 @@ def test_an_ablation_differs_from_the_base_in_points_and_loss_only():
         assert (points.get("num_general") == 0) == ("specific" in words)
         if paired:
             assert words == [points.strategy.replace("_", "-")]
+
+
+@pytest.mark.parametrize("path", [p for p in DISTILLED if "rcnn" in p.name], ids=str)
+def test_a_two_stage_student_is_asked_at_its_own_boxes_unless_its_name_says_otherwise(path):
+    model = read(path).model
+    assert set(model) == {"type", "student", "teacher", "points", "distill_loss"}
+    assert model.distill_loss == dict(cls_weight=2.0, l1_weight=5.0, giou_weight=2.0)
+    assert model.points.type == (
+        "DistillPointGenerator" if path == TEACHER_BOXES else "CoordinateSampler"
+    )
+    assert path.parts[0] == "tiny" or set(model.points) == {"type"}  # defaults
 
 
 @pytest.mark.parametrize("folder", COCO)

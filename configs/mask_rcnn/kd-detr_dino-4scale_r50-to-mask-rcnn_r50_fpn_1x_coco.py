@@ -1,0 +1,12 @@
+_base_ = ["./mask-rcnn_r50_fpn_1x_coco.py", "../_base_/kd_detr.py"]
+model = dict(
+    _delete_=True,
+    type="KDDETR",
+    student={{_base_.model}},
+    teacher=dict(
+        config="mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
+        checkpoint="https://download.openmmlab.com/mmdetection/v3.0/dino/dino-4scale_r50_8xb2-12e_coco/dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth",  # noqa: E501
+    ),
+    points=dict(type="CoordinateSampler"),
+    distill_loss=dict(cls_weight=2.0, l1_weight=5.0, giou_weight=2.0),
+)
