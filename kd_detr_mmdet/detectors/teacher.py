@@ -16,6 +16,8 @@ from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError
 
 MAX_KEYS_SHOWN = 8
+# From its first training step on, mmdet's DDQ-DETR saves these weights of its head once more.
+SECOND_NAMES = ("decoder.aux_reg_branches.",)
 
 
 def build_teacher(
@@ -53,6 +55,8 @@ def build_teacher(
             logger="current",
             level=30,
         )
+        if hasattr(teacher, "level_embed"):  # mmdet leaves it to init_weights: maybe NaN till then
+            torch.nn.init.normal_(teacher.level_embed)
     else:
         load_strictly(teacher, str(checkpoint), strict, trust=trust)
     return teacher.eval().requires_grad_(False)
@@ -140,7 +144,11 @@ def load_strictly(
     """
     content = read_checkpoint(checkpoint, what, trust)
     weights = content.get("state_dict", content)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = {
+        key: value
+        for key, value in ((k.removeprefix("module."), v) for k, v in weights.items())
+        if not key.startswith(SECOND_NAMES)
+    }
     own = detector.state_dict()
     problems = {
         # Checkpoints from before PyTorch counted batches lack these, and inference needs none.

@@ -24,9 +24,17 @@ def gflops(detector: BaseDetector, batch_inputs: Tensor, batch_data_samples: Sam
         batch_data_samples: Their meta information.
     """
     training = detector.training
+    learnt = [p for p in detector.parameters() if p.requires_grad]
     detector.eval()
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        detector(batch_inputs, batch_data_samples, mode="tensor")
-    detector.train(training)
+    # The counter fails at views of parameters that ask for a gradient (Deformable DETR's queries).
+    for parameter in learnt:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad(), counter:
+            detector(batch_inputs, batch_data_samples, mode="tensor")
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_(True)
+        detector.train(training)
     return counter.get_total_flops() / 2 / 1e9

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import build, dino_config, random_checkpoint
+from conftest import FAMILY_CONFIGS, build, dino_config, random_checkpoint
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
@@ -198,6 +198,44 @@ def test_resumed_run_equals_the_uninterrupted_one(whole, kd_model, data_root):
     first = torch.load(folder / "epoch_1.pth", weights_only=False)
     assert differences(first["state_dict"], resumed["state_dict"])
     assert differences(list(first["random_state"]["torch"]), list(resumed["random_state"]["torch"]))
+
+
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_one_epoch_of_every_family(name, data_root, tmp_path, batch):
+    cfg = FAMILY_CONFIGS[name]
+    checkpoint = random_checkpoint(tmp_path / "teacher.pth", cfg, classes=SHAPE_CLASSES)
+    model = dict(
+        type="KDDETR",
+        student=cfg,
+        teacher=dict(config=cfg, checkpoint=checkpoint),
+        points=dict(num_general=0 if name == "detr" else 6),
+    )
+    runner, saved = train(model, data_root, tmp_path / name, 1)
+    assert saved["meta"]["iter"] == 3
+    plain = build(cfg)
+    initial = plain.state_dict()
+    if name == "ddq":
+        # In training mmdet's DDQ-DETR names one list of layers twice, and saves it so.
+        plain.decoder.aux_reg_branches = plain.bbox_head.aux_reg_branches
+    assert list(saved["state_dict"]) == list(plain.state_dict())
+    plain.load_state_dict(saved["state_dict"], strict=True)
+    moved = [
+        n for n in initial if not torch.equal(saved["ema_state_dict"]["module." + n], initial[n])
+    ]
+    assert {n.split(".")[0] for n in moved} >= {
+        "backbone",
+        "neck",
+        "encoder",
+        "decoder",
+        "bbox_head",
+    }
+    runner.model.load_state_dict(saved["state_dict"], strict=True)
+    data = batch(plain, training=False)
+    ours, theirs = (m.eval()(**copy.deepcopy(data), mode="predict") for m in (runner.model, plain))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine.pred_instances) > 0
+        for field in ("bboxes", "scores", "labels"):
+            assert torch.equal(mine.pred_instances[field], other.pred_instances[field])
 
 
 def test_other_classes_stop_the_run(kd_model, data_root, tmp_path):

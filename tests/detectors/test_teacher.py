@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEACHER, dino_config, random_checkpoint
+from conftest import TEACHER, build, ddq_config, dino_config, random_checkpoint
 from mmdet.models.detectors import DINO
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -292,3 +292,22 @@ def test_checkpoints_of_the_tests_are_not_what_a_fresh_model_has(config, tmp_pat
     fresh = build_teacher(config, None).state_dict()
     same = [k for k, v in fresh.items() if torch.equal(v, state[k])]
     assert all("num_batches_tracked" in name for name in same)
+
+
+def test_a_ddq_that_mmdet_has_trained(store):
+    # Its first training step gives some weights of the head a second name in the decoder.
+    cfg = ddq_config()
+    detector = build(cfg)
+    detector.decoder.aux_reg_branches = detector.bbox_head.aux_reg_branches
+    state = detector.state_dict()
+    assert any(key.startswith("decoder.aux_reg_branches.") for key in state)
+    teacher = build_teacher(cfg, store(dict(state_dict=state)))
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, state[key])
+
+
+def test_an_untrained_teacher_is_at_least_finite(config):
+    with torch.no_grad():  # what mmdet leaves uninitialised is whatever the memory held
+        teacher = build_teacher(config, None)
+    assert all(parameter.isfinite().all() for parameter in teacher.parameters())
+    assert teacher.level_embed.abs().max() < 10 and teacher.level_embed.std() > 0.1

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config, random_checkpoint
+from conftest import FAMILY_CONFIGS, TEACHER, build, dino_config, random_checkpoint
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -84,6 +84,22 @@ def test_summary_leaves_out_what_is_off(kd_config):
     assert "no rebalance" in text
     cfg = kd_config(points=dict(num_general=5, specific=False))
     assert "specific" not in summary(build(cfg))
+
+
+@pytest.mark.parametrize("strategy", ["inconsistent", "hungarian"])
+def test_summary_tells_that_no_points_are_shared(kd_config, strategy):
+    cfg = kd_config(points=dict(type="QueryPairing", strategy=strategy))
+    told = line(summary(build(cfg)), "points")
+    assert told.split(None, 1)[1] == f"none shared: own queries paired, {strategy}"
+
+
+def test_summary_names_the_families(pair):
+    kd = pair(FAMILY_CONFIGS["conditional"], FAMILY_CONFIGS["ddq"])
+    text = summary(kd)
+    assert line(text, "student").split()[1] == "ConditionalDETR,"
+    assert line(text, "teacher").split()[1] == "DDQDETR,"
+    # Its queries are not counted from an embedding, of which it has none.
+    assert "12 specific (the teacher's queries) + 10 general" in line(text, "points")
 
 
 def test_summary_warns_of_random_weights(kd_config):

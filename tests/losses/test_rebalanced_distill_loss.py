@@ -33,8 +33,8 @@ def random_answer(seed, layers=1, images=2, points=5, classes=3, scale=2.0):
     return Answer(scale * torch.randn(*shape, classes, generator=generator), boxes)
 
 
-def loss_of(student, teacher, name="x", **options):
-    return RebalancedDistillLoss(**{**UNIT, **options})(student, teacher, name)
+def loss_of(student, teacher, name="x", valid=None, **options):
+    return RebalancedDistillLoss(**{**UNIT, **options})(student, teacher, name, valid)
 
 
 def close(value, expected):
@@ -83,6 +83,37 @@ def test_softmax_ignores_a_constant_and_bernoulli_does_not():
 
     assert change("softmax") < 1e-4
     assert change("bernoulli") > 0.1
+
+
+# --- a softmax with a background -----------------------------------------------------------------
+
+
+def with_background(logits, boxes=None):
+    return answer(logits, boxes)._replace(has_background=True)
+
+
+@pytest.mark.parametrize("class_term", ["bernoulli", "softmax"])
+def test_softmax_over_classes_and_background_golden_number(class_term):
+    # Teacher softmax of (ln 2, 0, ln 5): (.25, .125, .625), student (1/3, 1/3, 1/3).
+    # KL = .25 ln .75 + .125 ln .375 + .625 ln 1.875
+    #    = -.071921 - .122604 + .392881 = .198356, whatever the class term is called.
+    # Over the two classes alone it would be KL((2/3, 1/3) || (1/2, 1/2)) = .056633.
+    student, teacher = with_background([[0.0] * 3]), with_background([[log(2), 0.0, log(5)]])
+    loss = loss_of(student, teacher, class_term=class_term, temperature=1.0)
+    assert loss["kd_loss_x_cls"].item() == pytest.approx(0.198356, abs=2e-6)
+
+
+def test_the_background_is_no_foreground():
+    # w is .25 for the first point (its background has .625) and .8 for the second:
+    # softmax of (ln 16, ln 3, 0) = (.8, .15, .05). l1 is .1 and .2:
+    # (.25 * .1 + .8 * .2) / 1.05. With the background as a class: (.0625 + .16) / 1.425.
+    logits = [[log(2), 0.0, log(5)], [log(16), log(3), 0.0]]
+    teacher = with_background(logits)
+    student = with_background(logits, [[0.6, 0.6, 1.1, 1.1], [0.7, 0.7, 1.2, 1.2]])
+    assert close(loss_of(student, teacher)["kd_loss_x_l1"], 0.185 / 1.05)
+    weight = RebalancedDistillLoss().foreground_weight(teacher.cls_scores[0], True)
+    assert torch.allclose(weight, torch.tensor([[0.25, 0.8]]))
+    assert close(loss_of(student, teacher, rebalance=False)["kd_loss_x_l1"], 0.15)
 
 
 # --- boxes ----------------------------------------------------------------------------------------
@@ -177,6 +208,47 @@ def test_normalisation_golden_numbers(normalize, rebalance, expected):
     assert close(loss["kd_loss_x_l1"], expected)
 
 
+# Of the six points, the second image's last two do not exist.
+VALID = torch.tensor([[True, True, True], [True, False, False]])
+
+
+@pytest.mark.parametrize(
+    "normalize, rebalance, expected",
+    [
+        # sum w l = .075 + .05 + .05 + .15 = .325
+        ("weight", True, 0.325 / 1.6),  # sum w = 1.1 + .5
+        ("points", True, 0.325 / 4),
+        ("images", True, 0.325 / 2),
+        # all w are 1: sum l = .8 + .3
+        ("weight", False, 1.1 / 4),
+        ("points", False, 1.1 / 4),
+        ("images", False, 1.1 / 2),
+    ],
+)
+def test_points_that_do_not_exist_count_neither_above_nor_below(normalize, rebalance, expected):
+    loss = loss_of(*six_points(), valid=VALID, normalize=normalize, rebalance=rebalance)
+    assert close(loss["kd_loss_x_l1"], expected)
+
+
+@pytest.mark.parametrize("normalize", ["weight", "points", "images"])
+def test_points_that_do_not_exist_teach_nothing(normalize):
+    student, teacher = (random_answer(seed, points=3) for seed in (0, 1))
+    student = Answer(*(t.requires_grad_() for t in student[:2]))
+    sum(loss_of(student, teacher, valid=VALID, normalize=normalize).values()).backward()
+    for tensor in student[:2]:
+        assert torch.equal(tensor.grad[0].abs().sum(-1) > 0, VALID)
+
+
+@pytest.mark.parametrize("normalize", ["weight", "points", "images"])
+def test_no_point_that_exists_gives_zero_and_a_zero_gradient(normalize):
+    student = Answer(*(t.requires_grad_() for t in random_answer(0, points=3)[:2]))
+    nothing = torch.zeros_like(VALID)
+    losses = loss_of(student, random_answer(1, points=3), valid=nothing, normalize=normalize)
+    assert all(value == 0 for value in losses.values())
+    sum(losses.values()).backward()
+    assert not any(tensor.grad.any() for tensor in student[:2])
+
+
 def test_foreground_weights_are_not_softened_by_the_temperature():
     loss = loss_of(*six_points(), temperature=5.0)
     assert close(loss["kd_loss_x_l1"], 0.835 / 2.75)
@@ -185,7 +257,7 @@ def test_foreground_weights_are_not_softened_by_the_temperature():
 def test_background_points_count_for_nothing_in_any_term():
     student, teacher = random_answer(0, points=2), random_answer(1, points=2)
     teacher.cls_scores[:, :, 1] = -200.0
-    first = [Answer(*(t[:, :, :1] for t in a)) for a in (student, teacher)]
+    first = [Answer(*(t[:, :, :1] for t in a[:2])) for a in (student, teacher)]
     both, alone = loss_of(student, teacher), loss_of(*first)
     for key in alone:
         assert close(both[key], alone[key].item()), key
@@ -219,7 +291,7 @@ def test_last_puts_every_student_layer_against_the_teachers_last():
     student, teacher = random_answer(0, layers=3), random_answer(1, layers=2)
     together = loss_of(student, teacher)
     for layer, prefix in enumerate(("d0.", "d1.", "")):
-        apart = loss_of(Answer(*(t[layer : layer + 1] for t in student)), teacher)
+        apart = loss_of(Answer(*(t[layer : layer + 1] for t in student[:2])), teacher)
         for term in TERMS:
             assert close(together[f"{prefix}kd_loss_x_{term}"], apart[f"kd_loss_x_{term}"].item())
 
@@ -247,7 +319,7 @@ def test_one_to_one_puts_layer_against_layer_with_the_last_layers_weights():
 @pytest.mark.parametrize("layers", ["last", "one_to_one"])
 def test_identical_answers_cost_nothing(class_term, layers):
     one = random_answer(0, layers=1, points=300, scale=10.0)
-    same = Answer(*(t.expand(2, *t.shape[1:]) for t in one))
+    same = Answer(*(t.expand(2, *t.shape[1:]) for t in one[:2]))
     for key, value in loss_of(same, same, class_term=class_term, layers=layers).items():
         assert value.abs() < 1e-6, key
 
@@ -265,7 +337,7 @@ def test_identical_small_boxes_cost_nothing(side):
 @pytest.mark.parametrize("class_term", ["bernoulli", "softmax"])
 @pytest.mark.parametrize("normalize", ["weight", "points", "images"])
 def test_no_points_give_zero_and_a_zero_gradient(class_term, normalize):
-    student = Answer(*(t.requires_grad_() for t in random_answer(0, points=0)))
+    student = Answer(*(t.requires_grad_() for t in random_answer(0, points=0)[:2]))
     options = dict(class_term=class_term, normalize=normalize)
     losses = loss_of(student, random_answer(1, points=0), **options)
     assert all(value == 0 for value in losses.values())
@@ -279,12 +351,12 @@ def test_no_points_give_zero_and_a_zero_gradient(class_term, normalize):
 @pytest.mark.parametrize("normalize", ["weight", "points", "images"])
 def test_a_teacher_that_sees_nothing_gives_finite_losses(class_term, logit, normalize):
     # Every w is 0, and so is their sum.
-    student = Answer(*(t.requires_grad_() for t in random_answer(0)))
+    student = Answer(*(t.requires_grad_() for t in random_answer(0)[:2]))
     teacher = Answer(torch.full_like(student.cls_scores, logit), random_answer(1).boxes)
     losses = loss_of(student, teacher, class_term=class_term, normalize=normalize)
     assert all(value == 0 for value in losses.values())
     sum(losses.values()).backward()
-    assert all(t.grad.isfinite().all() for t in student)
+    assert all(t.grad.isfinite().all() for t in student[:2])
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -297,7 +369,8 @@ def test_every_term_teaches_the_student_and_never_the_teacher(class_term, layers
     for term in TERMS:
         for prefix, layer in (("d0.", 0), ("", 1)):
             student, teacher = (
-                Answer(*(t.requires_grad_() for t in random_answer(s, layers=2))) for s in (0, 1)
+                Answer(*(t.requires_grad_() for t in random_answer(s, layers=2)[:2]))
+                for s in (0, 1)
             )
             loss_of(student, teacher, **options)[f"{prefix}kd_loss_x_{term}"].backward()
             taught = student.cls_scores if term == "cls" else student.boxes
@@ -309,7 +382,7 @@ def test_every_term_teaches_the_student_and_never_the_teacher(class_term, layers
 
 @pytest.mark.parametrize("class_term", ["bernoulli", "softmax"])
 def test_gradient_steps_bring_the_student_to_the_teacher(class_term):
-    student = [t.clone().requires_grad_() for t in random_answer(0)]
+    student = [t.clone().requires_grad_() for t in random_answer(0)[:2]]
     teacher = random_answer(1)
 
     def probabilities(logits):
@@ -351,9 +424,9 @@ def test_the_class_term_is_least_at_the_teachers_own_logits():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_inputs_are_computed_in_float32(class_term, dtype, autocast):
     student, teacher = (
-        Answer(*(t.to(dtype) for t in random_answer(seed, scale=20.0))) for seed in (0, 1)
+        Answer(*(t.to(dtype) for t in random_answer(seed, scale=20.0)[:2])) for seed in (0, 1)
     )
-    exact = [Answer(*(t.float() for t in a)) for a in (student, teacher)]
+    exact = [Answer(*(t.float() for t in a[:2])) for a in (student, teacher)]
     expected = loss_of(*exact, class_term=class_term)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         losses = loss_of(student, teacher, class_term=class_term)
@@ -369,7 +442,7 @@ def test_extreme_logits_give_the_exact_number(class_term, dtype):
     # softmax: -ln softmax = 120 for the one class that the teacher sees.
     student = answer([[-60.0, 60.0]])
     teacher = answer([[60.0, -60.0]])
-    student, teacher = (Answer(*(t.to(dtype) for t in a)) for a in (student, teacher))
+    student, teacher = (Answer(*(t.to(dtype) for t in a[:2])) for a in (student, teacher))
     student.cls_scores.requires_grad_()
     options = dict(class_term=class_term, temperature=1.0)
     loss = loss_of(student, teacher, **options)["kd_loss_x_cls"]
@@ -398,7 +471,7 @@ def shared_gradients(images):
         )
         shared = torch.zeros(2, requires_grad=True)
         moved = student.cls_scores + shared[0], student.boxes + shared[1]
-        moved, teacher = (Answer(*(t[:, images] for t in a)) for a in (moved, teacher))
+        moved, teacher = (Answer(*(t[:, images] for t in a[:2])) for a in (moved, teacher))
         loss = sum(loss_of(moved, teacher, normalize=normalize).values())
         result.append(torch.autograd.grad(loss, shared)[0])
     return torch.stack(result)
@@ -465,5 +538,13 @@ def test_good_options_of_every_kind_are_taken():
         for layers in ("last", "one_to_one"):
             for normalize in ("weight", "points", "images"):
                 RebalancedDistillLoss(
-                    class_term, 2, 0, 1, 0.5, dict(general=0), False, layers, normalize
+                    class_term=class_term,
+                    temperature=2,
+                    cls_weight=0,
+                    l1_weight=1,
+                    giou_weight=0.5,
+                    set_weights=dict(general=0),
+                    rebalance=False,
+                    layers=layers,
+                    normalize=normalize,
                 )

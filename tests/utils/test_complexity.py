@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build, dino_config
+from conftest import FAMILY_CONFIGS, build, dino_config
 from torch import nn
 
 from kd_detr_mmdet.utils.complexity import gflops, params_m
@@ -55,3 +55,13 @@ def test_a_larger_image_costs_a_detector_more(batch):
     costs = [gflops(detector, data["inputs"], data["data_samples"]) for data in (small, large)]
     # The backbone grows with the area; the decoder's queries stay as many.
     assert 2 * costs[0] < costs[1] < 4 * costs[0]
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_every_family_is_counted_and_left_as_it_was(family, batch):
+    model = build(FAMILY_CONFIGS[family]).train()
+    learnt = [p.requires_grad for p in model.parameters()]
+    data = batch(model, training=False)
+    assert gflops(model, data["inputs"], data["data_samples"]) > 0
+    assert [p.requires_grad for p in model.parameters()] == learnt and any(learnt)
+    assert model.training
