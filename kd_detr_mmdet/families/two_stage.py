@@ -130,7 +130,13 @@ class TwoStageFamily(Family):
             found = record["proposals"]
         else:
             features = record["features"]
-            anchors = self.detector.rpn_head.prior_generator.grid_priors(
+            rpn_head = self.detector.rpn_head
+            if not hasattr(rpn_head, "prior_generator"):
+                raise ConfigError(
+                    f"points.boxes='anchors': a {type(rpn_head).__name__} has no anchors of its "
+                    "own: use 'sampled' or 'proposals'"
+                )
+            anchors = rpn_head.prior_generator.grid_priors(
                 [level.shape[-2:] for level in features], device=features[0].device
             )
             found = [torch.cat(anchors)] * len(shapes)
