@@ -22,7 +22,7 @@ def requirements(monkeypatch, installed):
     monkeypatch.chdir(SETUP.parent)
     runpy.run_path(str(SETUP))
     assert asked["python_requires"] == ">=3.10,<3.13"
-    assert "torch>=2.4" in asked["install_requires"]
+    assert "torch>=2.6" in asked["install_requires"]
     return {r.split(">")[0] for r in asked["install_requires"]} - {"torch", "numpy", "pycocotools"}
 
 

@@ -172,8 +172,9 @@ def test_it_builds_at_full_size(path):
         (model.point_generator, cfg.model.get("points", {})),
         (model.distill_loss, cfg.model.get("distill_loss", {})),
     ):
+        weights = {f"{term}_weight": value for term, value in getattr(part, "weights", {}).items()}
         for name, value in options.items():
-            assert name == "type" or getattr(part, name) == value
+            assert name == "type" or {**vars(part), **weights}[name] == value
 
 
 @pytest.mark.parametrize(

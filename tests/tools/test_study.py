@@ -80,7 +80,7 @@ def write(tmp_path):
 def run(monkeypatch, capfd, tmp_path):
     """Runs the tool with a stub for training: (exit code, stderr, stdout)."""
     (tmp_path / "stub.py").write_text(STUB)
-    torch.save(dict(meta=dict(epoch=2, iter=20)), tmp_path / "epoch_2.pth")
+    torch.save(dict(state_dict={}, meta=dict(epoch=2, iter=20)), tmp_path / "epoch_2.pth")
     monkeypatch.setattr(study_module, "TRAIN", str(tmp_path / "stub.py"))
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.02)
 
@@ -235,7 +235,7 @@ def test_measure(tmp_path):
     for folder, lines in rows.items():
         folder.mkdir(parents=True)
         (folder / "scalars.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    torch.save(dict(meta=dict(epoch=3, iter=78)), tmp_path / "epoch_3.pth")
+    torch.save(dict(state_dict={}, meta=dict(epoch=3, iter=78)), tmp_path / "epoch_3.pth")
     # 26 iterations an epoch, of which the last 6 are not logged; half a second each.
     points = [(26, 13.0, 0.1), (52, 26.0, 0.2), (78, 39.0, 0.0)]
     assert measure(tmp_path, tmp_path / "epoch_3.pth") == dict(
@@ -324,7 +324,10 @@ def test_another_teacher_is_refused(write, run, tmp_path):
         teachers=dict(t=dict(config=config)), runs=dict(kd=dict(config=config, teacher="t"))
     )
     assert run(path)[0] == 0
-    torch.save(dict(meta=dict(epoch=2, iter=20), other=1), tmp_path / "work/t/seed-0/epoch_2.pth")
+    torch.save(
+        dict(state_dict={}, meta=dict(epoch=2, iter=20), other=1),
+        tmp_path / "work/t/seed-0/epoch_2.pth",
+    )
     code, err, _ = run(path)
     assert code == 2
     assert "another teacher" in err

@@ -180,7 +180,7 @@ def test_other_class_names_than_the_teachers(write_config, run, tmp_path):
     ("options", "told"),
     [
         ({"model.teacher.config": "no/such.py"}, "no config file 'no/such.py'"),
-        ({"model.student.type": "DDQDETR"}, "DDQDETR"),
+        ({"model.student.type": "NoSuchDETR"}, "NoSuchDETR"),
         ({"model.points": dict(num_general=0, specific=False)}, "nothing to distil"),
         ({"model.student.bbox_head.num_classes": 5}, "same classes"),
         ({"model.distill_loss": dict(layer="last")}, "layer"),
