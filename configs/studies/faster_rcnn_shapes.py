@@ -42,7 +42,11 @@ runs = dict(
         config="configs/tiny/faster_rcnn_alone.py",
         options={"train_cfg.max_epochs": 16, "param_scheduler.1.milestones": [12]},
     ),
-    sampled=dict(_distilled, title="at the RoIs that the student's loss samples"),
+    sampled=dict(
+        _distilled,
+        title="at the RoIs that the student's loss samples, posterior",
+        options={"model.distill_loss.class_bridge": "posterior"},
+    ),
     proposals=dict(
         _distilled,
         title="at the student's proposals",

@@ -62,7 +62,7 @@ class RebalancedDistillLoss(nn.Module):
     def __init__(
         self,
         class_term: str = "bernoulli",
-        class_bridge: str = "posterior",
+        class_bridge: str = "foreground",
         temperature: float | None = None,
         cls_weight: float = 8.0,
         l1_weight: float = 20.0,
