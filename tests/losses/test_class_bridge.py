@@ -182,7 +182,9 @@ def test_the_loss_bridges_nothing_else():
 
 
 def test_foreground_is_the_default():
-    assert class_term(STUDENT, TEACHER, (True, False)) == pytest.approx(GOLDEN["foreground"], abs=2e-6)
+    assert class_term(STUDENT, TEACHER, (True, False)) == pytest.approx(
+        GOLDEN["foreground"], abs=2e-6
+    )
 
 
 def test_a_teacher_with_infinite_logits_teaches_finite_numbers():
