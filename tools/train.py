@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from kd_detr_mmdet.hooks import DistillReportHook, RandomStateHook
+from kd_detr_mmdet.hooks import CpuTimeHook, DistillReportHook, RandomStateHook
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
@@ -50,6 +50,8 @@ def main() -> None:
     check_data(cfg, ("train_dataloader", "val_dataloader"))
     runner = build_runner(cfg)
     runner.register_hook(RandomStateHook())
+    if not torch.cuda.is_available():
+        runner.register_hook(CpuTimeHook())
     if is_kd_model(cfg.model):
         runner.register_hook(DistillReportHook())
     runner.train()

@@ -1,6 +1,7 @@
 """Hooks that the tools register around a training run."""
 
+from .cpu_time_hook import CpuTimeHook
 from .random_state_hook import RandomStateHook
 from .report_hook import DistillReportHook
 
-__all__ = ["DistillReportHook", "RandomStateHook"]
+__all__ = ["CpuTimeHook", "DistillReportHook", "RandomStateHook"]

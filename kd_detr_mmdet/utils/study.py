@@ -496,9 +496,10 @@ def measure(folder: Path, path: Path) -> dict:
 
     Returns:
         dict: ``iterations`` trained; ``seconds`` of training without evaluation, the iterations
-            times the median of the logged times of one, so that neither a busy moment nor an
-            interruption counts; ``curve``, for each evaluation the ``iteration``, the ``seconds``
-            until then, ``bbox_mAP`` and ``bbox_mAP_50`` (0 to 1).
+            times the median of the logged times of one (on a CPU the processor's, so that other
+            work beside it does not count), and an interruption does not count; ``curve``, for each
+            evaluation the ``iteration``, the ``seconds`` until then, ``bbox_mAP`` and
+            ``bbox_mAP_50`` (0 to 1).
     """
     meta = read_checkpoint(str(path), "checkpoint")["meta"]
     iterations = meta["iter"]
@@ -509,7 +510,7 @@ def measure(folder: Path, path: Path) -> dict:
     for row in scalars(folder):
         if "loss" in row:
             last = row["iter"]
-            times.append(row["time"])
+            times.append(row.get("cpu_time", row["time"]))
         elif "coco/bbox_mAP" in row:
             # Written once more by a run that was started again: the later one counts.
             aps[row["step"] * iterations // epochs if epochs else last] = row

@@ -245,6 +245,17 @@ def test_measure(tmp_path):
     )
 
 
+def test_processor_time_counts_where_it_is_logged(tmp_path, monkeypatch):
+    rows = [
+        dict(loss=1, time=9.0, cpu_time=0.25, iter=20),
+        {"coco/bbox_mAP": 0.2, "coco/bbox_mAP_50": 0.4, "step": 1},
+    ]
+    monkeypatch.setattr(study_module, "scalars", lambda folder: rows)
+    checkpoint = tmp_path / "epoch_1.pth"
+    torch.save(dict(meta=dict(iter=20, epoch=1), state_dict={}), checkpoint)
+    assert measure(tmp_path, checkpoint)["seconds"] == 5.0
+
+
 def test_trains_in_order_and_only_once(write, run, calls, tmp_path):
     configs = {name: str(tmp_path / f"{name}.py") for name in ("quick", "slow")}
     path = write(
