@@ -1,7 +1,10 @@
 """Training runs as processes: start them, wait for them, read what they have logged."""
 
+import contextlib
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -9,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES_TOLD = 20  # of a failed job's log
+POSITIONS = ("iter", "step", "epoch")  # of a logged row: where, not what
 
 
 class Job:
@@ -73,15 +77,49 @@ def wait(jobs: list[Job]) -> None:
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """What a run has logged so far; the last line may be cut while it is written."""
-    rows = []
+    """What a run has logged so far; the last line may be cut while it is written.
+
+    A run that was resumed has logged into a folder for each start. What an earlier start had logged
+    beyond the iteration from which a later one went on was done anew, and is left out.
+    """
+    rows: list[dict] = []
     for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        new = []
         for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
+            with contextlib.suppress(ValueError):
+                new.append(json.loads(line))
+        begin = next((row["iter"] for row in new if "loss" in row), math.inf)
+        lost = (i for i, row in enumerate(rows) if "loss" in row and row["iter"] >= begin)
+        rows[next(lost, len(rows)) :] = new
     return rows
+
+
+def series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """Curves of what :func:`scalars` returns: by name the iterations and values.
+
+    An evaluation belongs to the training iteration that was logged last before it.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    iteration = 0
+    for row in rows:
+        trained = "loss" in row
+        iteration = row["iter"] if trained else iteration
+        for name, value in row.items():
+            # Only training's seconds per iteration are a curve.
+            if name not in POSITIONS and (trained or name not in ("time", "data_time")):
+                curves.setdefault(name, []).append((iteration, value))
+    return curves
+
+
+def seconds_per_iteration(rows: list[dict]) -> float:
+    """Median of the logged times of one training iteration; NaN if none is logged.
+
+    Iterations times this are a run's seconds of training, without its evaluations: neither a busy
+    moment nor an interruption counts. On a CPU they are the processor's, so that other work beside
+    it does not count.
+    """
+    times = [row.get("cpu_time", row["time"]) for row in rows if "loss" in row]
+    return statistics.median(times) if times else math.nan
 
 
 def progress(title: str, work_dir: Path) -> str:
@@ -98,15 +136,13 @@ def ap(row: dict, name: str = "bbox_mAP") -> float:
 
 
 def curve(work_dir: Path) -> list[dict]:
-    """AP after each epoch, with the iterations and the seconds of training so far."""
-    rows, points, iteration, seconds = scalars(work_dir), [], 0, 0.0
-    for row in rows:
-        if "loss" in row:
-            seconds += row["time"] * (row["iter"] - iteration)
-            iteration = row["iter"]
-        elif "coco/bbox_mAP" in row:
-            points.append(dict(iteration=iteration, seconds=round(seconds, 1), bbox_mAP=ap(row)))
-    return points
+    """AP at each evaluation, with the iterations and the seconds of training so far."""
+    rows = scalars(work_dir)
+    second = seconds_per_iteration(rows)
+    return [
+        dict(iteration=iteration, seconds=round(iteration * second, 1), bbox_mAP=max(value, 0.0))
+        for iteration, value in series(rows).get("coco/bbox_mAP", [])
+    ]
 
 
 def checkpoint(work_dir: Path) -> str:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from mmengine.config import Config, DictAction
 from ..datasets import generate_shapes
 from .checkpoints import read_checkpoint
 from .errors import ConfigError
-from .runs import ROOT, Job, ap, checkpoint, scalars, stop
+from .runs import ROOT, Job, ap, checkpoint, scalars, seconds_per_iteration, stop
 
 TRAIN, TEST = "tools/train.py", "tools/test.py"
 SHAPES = "data/shapes"  # where the demo's configs look for their images
@@ -496,8 +495,7 @@ def measure(folder: Path, path: Path) -> dict:
 
     Returns:
         dict: ``iterations`` trained; ``seconds`` of training without evaluation, the iterations
-            times the median of the logged times of one (on a CPU the processor's, so that other
-            work beside it does not count), and an interruption does not count; ``curve``, for each
+            times :func:`~kd_detr_mmdet.utils.runs.seconds_per_iteration`; ``curve``, for each
             evaluation the ``iteration``, the ``seconds`` until then, ``bbox_mAP`` and
             ``bbox_mAP_50`` (0 to 1).
     """
@@ -506,17 +504,15 @@ def measure(folder: Path, path: Path) -> dict:
     # An evaluation is logged with its epoch. Of training only every so many iterations are logged,
     # and often not the last ones of an epoch.
     epochs = meta["epoch"] if path.name.startswith("epoch_") else None
-    aps, times, last = {}, [], 0
-    for row in scalars(folder):
+    aps, last, rows = {}, 0, scalars(folder)
+    for row in rows:
         if "loss" in row:
             last = row["iter"]
-            times.append(row.get("cpu_time", row["time"]))
         elif "coco/bbox_mAP" in row:
-            # Written once more by a run that was started again: the later one counts.
             aps[row["step"] * iterations // epochs if epochs else last] = row
     if (folder / "evaluation.json").is_file():
         aps[iterations] = read_json(folder / "evaluation.json")
-    second = statistics.median(times) if times else math.nan
+    second = seconds_per_iteration(rows)
     curve = [
         dict(
             iteration=iteration,
@@ -525,7 +521,7 @@ def measure(folder: Path, path: Path) -> dict:
             bbox_mAP_50=ap(row, "bbox_mAP_50"),
         )
         for iteration, row in sorted(aps.items())
-        if iteration <= iterations and times
+        if iteration <= iterations and not math.isnan(second)
     ]
     return dict(iterations=iterations, seconds=round(iterations * second, 3), curve=curve)
 

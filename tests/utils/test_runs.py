@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from kd_detr_mmdet.utils.runs import Job, curve, progress, wait
+from kd_detr_mmdet.utils.runs import Job, curve, progress, scalars, series, wait
 
 
-def log(work_dir, *rows):
-    path = work_dir / "20260101_000000" / "vis_data"
+def log(work_dir, *rows, start="20260101_000000"):
+    path = work_dir / start / "vis_data"
     path.mkdir(parents=True)
     (path / "scalars.json").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut')
 
@@ -22,10 +22,31 @@ def test_the_curve_counts_iterations_and_seconds(tmp_path):
         dict(loss=7.0, time=1.0, iter=40),
         {"coco/bbox_mAP": -1.0, "step": 2},
     )
-    assert curve(tmp_path) == [
-        dict(iteration=30, seconds=10.0, bbox_mAP=0.1),  # 10 * 0.5 + 20 * 0.25
+    assert curve(tmp_path) == [  # half a second is the median
+        dict(iteration=30, seconds=15.0, bbox_mAP=0.1),
         dict(iteration=40, seconds=20.0, bbox_mAP=0.0),
     ]
+
+
+def test_what_a_resumed_run_did_twice_counts_once(tmp_path):
+    """Two iterations an epoch; the checkpoint of epoch 2 was lost, and that of epoch 3 was not."""
+
+    def epochs(first, last, loss):
+        for epoch in range(first, last + 1):
+            yield dict(loss=loss, time=1.0, iter=2 * epoch)
+            yield {"coco/bbox_mAP": loss / 10, "step": epoch, "time": 99.0}
+
+    log(tmp_path, *epochs(1, 2, 1.0))
+    log(tmp_path, *epochs(2, 4, 2.0), start="20260102_000000")
+    log(tmp_path, *epochs(4, 5, 3.0), start="20260103_000000")
+    log(tmp_path, start="20260104_000000")  # it has not come to its first line
+    rows = scalars(tmp_path)
+    assert series(rows) == {
+        "loss": [(2, 1.0), (4, 2.0), (6, 2.0), (8, 3.0), (10, 3.0)],
+        "time": [(2, 1.0), (4, 1.0), (6, 1.0), (8, 1.0), (10, 1.0)],
+        "coco/bbox_mAP": [(2, 0.1), (4, 0.2), (6, 0.2), (8, 0.3), (10, 0.3)],
+    }
+    assert [point["seconds"] for point in curve(tmp_path)] == [2.0, 4.0, 6.0, 8.0, 10.0]
 
 
 def test_progress_tells_the_last_evaluation(tmp_path):
