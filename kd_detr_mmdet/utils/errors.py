@@ -11,6 +11,10 @@ class NonFiniteLossError(FloatingPointError):
     """A loss became NaN or infinite during training."""
 
 
+class SaveError(OSError):
+    """A file could not be saved, or not all of it."""
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise :class:`ConfigError` unless ``value`` is one of ``choices``."""
     if value not in choices:
