@@ -32,6 +32,7 @@ from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_co
 from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
 from kd_detr_mmdet.utils.errors import ConfigError
+from kd_detr_mmdet.utils.evaluation import detections
 
 JITTER = (0.1, 0.3)  # standard deviations, as shares of a box's width and height
 COLUMNS = ("AP", "AP50", "AP75", "class right", "IoU", "confidence")
@@ -58,12 +59,7 @@ class Asked:
             )
             right = (probability.argmax(-1) == labels).float()
             self.objects.append(torch.stack([right, overlap, probability.amax(-1)], -1))
-        test_cfg = head.test_cfg
-        head.test_cfg = dict(test_cfg, max_per_img=min(test_cfg["max_per_img"], scores.numel()))
-        sample.pred_instances = head.predict_by_feat(
-            answer.cls_scores, answer.boxes, batch_img_metas=[sample.metainfo], rescale=True
-        )[0]
-        head.test_cfg = test_cfg
+        (sample.pred_instances,) = detections(head, answer, [sample])
         self.metric.process({}, [sample.to_dict()])
 
     def row(self, images: int) -> dict:

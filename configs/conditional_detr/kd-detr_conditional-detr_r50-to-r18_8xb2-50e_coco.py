@@ -6,5 +6,6 @@ model = dict(
     teacher=dict(
         config="mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py",
         checkpoint="https://download.openmmlab.com/mmdetection/v3.0/conditional_detr/conditional-detr_r50_8xb2-50e_coco/conditional-detr_r50_8xb2-50e_coco_20221121_180202-c83a1dc0.pth",  # noqa: E501
+        ap=40.9,
     ),
 )

@@ -6,5 +6,6 @@ model = dict(
     teacher=dict(
         config="mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py",
         checkpoint="https://download.openmmlab.com/mmdetection/v3.0/deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco/deformable-detr-refine-twostage_r50_16xb2-50e_coco_20221021_184714-acc8a5ff.pth",  # noqa: E501
+        ap=47.0,
     ),
 )

@@ -6,6 +6,7 @@ model = dict(
     teacher=dict(
         config="mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
         checkpoint="https://download.openmmlab.com/mmdetection/v3.0/dino/dino-4scale_r50_8xb2-12e_coco/dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth",  # noqa: E501
+        ap=49.0,
     ),
     points=dict(type="CoordinateSampler"),
     distill_loss=dict(cls_weight=2.0, l1_weight=5.0, giou_weight=2.0),

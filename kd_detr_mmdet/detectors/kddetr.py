@@ -17,7 +17,7 @@ from ..families.base import Record
 from ..points import CoordinateSampler, QueryPairing
 from ..points.coordinates import relative_boxes
 from ..utils.configs import DetectorSource, model_config
-from ..utils.errors import ConfigError, NonFiniteLossError
+from ..utils.errors import ConfigError, NonFiniteLossError, check_ap
 from ..utils.random import preserved_rng
 from .class_map import ClassMap
 from .inherit import inherit_weights
@@ -43,7 +43,8 @@ class KDDETR(BaseDetector):
             :func:`~kd_detr_mmdet.utils.configs.model_config` takes.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
             ``strict`` and ``trust``; see
-            :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. Its images are the student's,
+            :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. ``ap``, its COCO AP in percent,
+            is for tools/check_teacher.py alone. Its images are the student's,
             normalised anew where it was trained with other statistics or another colour order; a
             teacher whose config names no ``data_preprocessor`` is taken to have been trained with
             the student's.
@@ -356,14 +357,16 @@ def _where(batch_data_samples: SampleList) -> str:
 
 
 def _teacher_options(teacher: dict) -> dict:
-    allowed = {"config", "checkpoint", "strict", "trust"}
+    allowed = {"config", "checkpoint", "strict", "trust", "ap"}
     if not isinstance(teacher, dict) or not {"config", "checkpoint"} <= set(teacher) <= allowed:
         got = sorted(teacher) if isinstance(teacher, dict) else type(teacher).__name__
         raise ConfigError(
-            f"teacher must be dict(config=..., checkpoint=..., strict=True, trust=False), got "
-            f"{got}; an untrained teacher has to be asked for by checkpoint=None"
+            f"teacher must be dict(config=..., checkpoint=..., strict=True, trust=False, ap=None), "
+            f"got {got}; an untrained teacher has to be asked for by checkpoint=None"
         )
-    return dict(teacher)
+    if teacher.get("ap") is not None:
+        check_ap("teacher.ap", teacher["ap"])
+    return {name: value for name, value in teacher.items() if name != "ap"}
 
 
 def _one_preprocessor(student: ConfigDict, given: dict | None) -> dict | None:

@@ -29,6 +29,16 @@ def check_weight(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
+def check_ap(name: str, value: object) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is an AP in percent, above 1 and at most 100."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 1 < value <= 100:
+        raise ConfigError(
+            f"{name} must be COCO's AP in percent, above 1 (50.1, not 0.501) and at most 100, got "
+            f"{value!r}"
+        )
+
+
 def brief(names: Sequence[str]) -> str:
     """Class names for a message: the first six, and how many there are."""
     shown = ", ".join(map(str, names[:6]))

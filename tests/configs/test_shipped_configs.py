@@ -56,12 +56,12 @@ def bases(path):
     return re.findall(r'"([^"]*)"', text(path).split("model = ")[0].split("_base_ = ")[1])
 
 
-def stock_weights(config):
-    """What mmdet's zoo has for 'mmdet::folder/name.py'."""
+def stock(config):
+    """What mmdet's zoo has for 'mmdet::folder/name.py': the weights' address, and their box AP."""
     folder, name = config.removeprefix("mmdet::").removesuffix(".py").split("/")
     models = yaml.safe_load((STOCK / folder / "metafile.yml").read_text())["Models"]
-    (found,) = [model["Weights"] for model in models if model["Name"] == name]
-    return found
+    (found,) = [model for model in models if model["Name"] == name]
+    return found["Weights"], found["Results"][0]["Metrics"]["box AP"]
 
 
 def student_of(path):
@@ -150,7 +150,7 @@ def test_it_differs_from_the_student_alone_in_the_model_only(path):
 def test_its_teacher_is_there_or_is_what_a_config_writes(path):
     teacher = read(path).model.teacher
     if teacher.config.startswith("mmdet::"):
-        assert teacher.checkpoint == stock_weights(teacher.config)
+        assert (teacher.checkpoint, teacher.ap) == stock(teacher.config)
     else:
         config = Path(teacher.config).resolve()
         own = read(config.relative_to(CONFIGS))
