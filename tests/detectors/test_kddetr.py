@@ -717,8 +717,16 @@ def test_two_data_preprocessors(kd_config):
 )
 def test_teacher_options(kd_config, teacher, told):
     message = refused(kd_config(teacher=teacher))
-    assert "teacher must be dict(config=..., checkpoint=..., strict=True, trust=False)" in message
+    assert "teacher must be dict(config=..., checkpoint=..., strict=True, trust=False" in message
     assert told in message
+
+
+@pytest.mark.parametrize("ap", [0.45, 101, True, "45"])
+def test_the_teachers_stated_ap_is_in_percent(kd_config, ap):
+    config = kd_config()
+    config.teacher.ap = ap
+    with pytest.raises(ConfigError, match="teacher.ap must be COCO's AP in percent"):
+        MODELS.build(config)
 
 
 def retinanet():
