@@ -1,6 +1,9 @@
 """Tiny detectors and batches: every test builds what it needs in a fraction of a second."""
 
 import copy
+import runpy
+import sys
+from pathlib import Path
 
 import kd_detr_mmdet  # noqa: F401  isort: skip  (provides mmcv's operators, so before mmdet)
 
@@ -9,9 +12,13 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.runner import CheckpointLoader
 
+from kd_detr_mmdet.datasets import generate_shapes
+
+ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # tensors this small only get slower with more
 register_all_modules(init_default_scope=True)
 
@@ -279,3 +286,66 @@ def batch():
         return model.data_preprocessor(data, training)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """16 + 8 generated images."""
+    return generate_shapes(
+        tmp_path_factory.mktemp("data") / "shapes", {"train": 16, "val": 8}, (64, 48)
+    )
+
+
+@pytest.fixture
+def write_config(tmp_path, shapes, teacher_checkpoint):
+    """Writes config files of the student alone and distilled; options override by dotted key."""
+
+    def write(distilled=True, **options):
+        base = Config.fromfile(ROOT / "configs/demo/dino_alone.py")
+        base.model = dino_config()
+        base.default_hooks.logger.interval = 1
+        base.env_cfg.mp_cfg.mp_start_method = "spawn"
+        for loader in ("train", "val", "test"):
+            dataset = base[f"{loader}_dataloader"].dataset
+            dataset.data_root = str(shapes)
+            dataset.pipeline[2].scale = (64, 48)
+        annotations = str(shapes / "annotations/instances_val.json")
+        base.val_evaluator.ann_file = base.test_evaluator.ann_file = annotations
+        base.train_cfg.max_epochs = 1
+        base.work_dir = str(tmp_path / "work")
+        if distilled:
+            teacher = dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint)
+            base.model = dict(
+                type="KDDETR", student=base.model, teacher=teacher, points=dict(num_general=10)
+            )
+        base.merge_from_dict(options)
+        path = tmp_path / ("distilled.py" if distilled else "alone.py")
+        base.dump(path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs a tool in this process: (exit code, last line of stderr, stdout)."""
+
+    # Asking the compilers for their versions takes longer than all the rest.
+    monkeypatch.setattr("mmengine.runner.runner.collect_env", lambda: {"Python": "3"})
+
+    def tool(name, *arguments):
+        code = 0
+        with monkeypatch.context() as patch:
+            # train.py has MMEngine read checkpoints in another way from then on.
+            patch.setattr(CheckpointLoader, "_schemes", CheckpointLoader._schemes.copy())
+            patch.setattr(sys, "argv", [name, *map(str, arguments)])
+            # A config formatted by yapf takes longer than training here.
+            patch.setattr(Config, "pretty_text", property(lambda cfg: f"cfg = {cfg.to_dict()!r}"))
+            try:
+                runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+            except SystemExit as stop:
+                code = stop.code
+        out, err = capfd.readouterr()
+        return code, (err.strip().splitlines() or [""])[-1], out
+
+    return tool

@@ -8,7 +8,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from kd_detr_mmdet.hooks import CpuTimeHook, DistillReportHook, RandomStateHook
+from kd_detr_mmdet.hooks import (
+    AtomicCheckpointHook,
+    CpuTimeHook,
+    DistillReportHook,
+    RandomStateHook,
+)
+from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_data_only
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
@@ -27,6 +33,12 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         help="resume from a checkpoint; without a path, from the latest in the work directory",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run whatever checkpoints contain beside weights: what is resumed, load_from, "
+        "pretrained backbones (the teacher's has its own option, teacher.trust)",
     )
     add_common_options(parser)
     return parser.parse_args()
@@ -48,8 +60,11 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     check_data(cfg, ("train_dataloader", "val_dataloader"))
+    if not args.trust:
+        let_mmengine_read_data_only()
     runner = build_runner(cfg)
     runner.register_hook(RandomStateHook())
+    AtomicCheckpointHook.take_over(runner)
     if not torch.cuda.is_available():
         runner.register_hook(CpuTimeHook())
     if is_kd_model(cfg.model):

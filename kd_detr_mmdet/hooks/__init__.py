@@ -1,7 +1,8 @@
 """Hooks that the tools register around a training run."""
 
+from .checkpoint_hook import AtomicCheckpointHook
 from .cpu_time_hook import CpuTimeHook
 from .random_state_hook import RandomStateHook
 from .report_hook import DistillReportHook
 
-__all__ = ["CpuTimeHook", "DistillReportHook", "RandomStateHook"]
+__all__ = ["AtomicCheckpointHook", "CpuTimeHook", "DistillReportHook", "RandomStateHook"]

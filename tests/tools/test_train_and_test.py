@@ -3,77 +3,15 @@
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config, random_checkpoint
-from mmengine.config import Config
+from conftest import ROOT, TEACHER, build, dino_config, random_checkpoint
 
 from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    """16 + 8 generated images."""
-    return generate_shapes(
-        tmp_path_factory.mktemp("data") / "shapes", {"train": 16, "val": 8}, (64, 48)
-    )
-
-
-@pytest.fixture
-def write_config(tmp_path, shapes, teacher_checkpoint):
-    """Writes config files of the student alone and distilled; options override by dotted key."""
-
-    def write(distilled=True, **options):
-        base = Config.fromfile(ROOT / "configs/demo/dino_alone.py")
-        base.model = dino_config()
-        base.default_hooks.logger.interval = 1
-        base.env_cfg.mp_cfg.mp_start_method = "spawn"
-        for loader in ("train", "val", "test"):
-            dataset = base[f"{loader}_dataloader"].dataset
-            dataset.data_root = str(shapes)
-            dataset.pipeline[2].scale = (64, 48)
-        annotations = str(shapes / "annotations/instances_val.json")
-        base.val_evaluator.ann_file = base.test_evaluator.ann_file = annotations
-        base.train_cfg.max_epochs = 1
-        base.work_dir = str(tmp_path / "work")
-        if distilled:
-            teacher = dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint)
-            base.model = dict(
-                type="KDDETR", student=base.model, teacher=teacher, points=dict(num_general=10)
-            )
-        base.merge_from_dict(options)
-        path = tmp_path / ("distilled.py" if distilled else "alone.py")
-        base.dump(path)
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Runs a tool in this process: (exit code, last line of stderr, stdout)."""
-
-    # Asking the compilers for their versions takes longer than all the rest.
-    monkeypatch.setattr("mmengine.runner.runner.collect_env", lambda: {"Python": "3"})
-
-    def tool(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return code, (err.strip().splitlines() or [""])[-1], out
-
-    return tool
 
 
 def assert_refused(result, *told):

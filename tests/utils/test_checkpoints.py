@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import CheckpointLoader
 
-from kd_detr_mmdet.utils.checkpoints import read_checkpoint
+from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_data_only, read_checkpoint
 from kd_detr_mmdet.utils.errors import ConfigError
 
 WEIGHTS = dict(weight=torch.ones(2))
@@ -109,3 +110,58 @@ def test_a_download_whose_hash_is_wrong(save, monkeypatch, tmp_path):
 @pytest.mark.parametrize("content", [3, [WEIGHTS], dict(state_dict=dict(weight="none"))])
 def test_a_file_without_weights(save, content):
     assert "holds no weights" in refused(save(content), "checkpoint")
+
+
+@pytest.fixture
+def data_only(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, "_schemes", CheckpointLoader._schemes.copy())
+    let_mmengine_read_data_only()
+
+
+def test_mmengine_reads_data(data_only, save):
+    path = save(dict(state_dict=WEIGHTS, meta=dict(seed=np.int64(3))))
+    for name in (path, f"file://{path}"):
+        content = CheckpointLoader.load_checkpoint(name, map_location="meta")
+        assert content["meta"]["seed"] == 3
+        assert content["state_dict"]["weight"].is_meta
+
+
+@pytest.mark.parametrize(
+    "name, end",
+    [
+        ("https://example.org/resnet.pth", "resnet.pth"),
+        ("torchvision://resnet50", "resnet50-0676ba61.pth"),
+        ("modelzoo://resnet50", "resnet50-0676ba61.pth"),
+        ("open-mmlab://detectron2/resnet50_caffe", "resnet50_msra-5891d200.pth"),
+    ],
+)
+def test_mmengine_reads_urls_and_names_as_data(data_only, monkeypatch, name, end):
+    asked = []
+
+    def download(source, **options):
+        asked.append((source, options["weights_only"]))
+        return WEIGHTS
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", download)
+    assert CheckpointLoader.load_checkpoint(name) is WEIGHTS
+    assert len(asked) == 1 and asked[0][1]
+    assert asked[0][0].startswith("https://") and asked[0][0].endswith("/" + end)
+
+
+@pytest.mark.parametrize("name", ["mmcls://resnet50", "s3://a/b.pth", "pavi://a", "x:petrel://b"])
+def test_what_cannot_be_read_as_data_is_refused(data_only, name):
+    with pytest.raises(ConfigError, match="--trust"):
+        CheckpointLoader.load_checkpoint(name)
+
+
+def test_an_unknown_name(data_only):
+    with pytest.raises(ConfigError, match="no weights of that name"):
+        CheckpointLoader.load_checkpoint("torchvision://none")
+
+
+def test_every_loader_of_mmengine_is_replaced(monkeypatch):
+    before = CheckpointLoader._schemes
+    monkeypatch.setattr(CheckpointLoader, "_schemes", before.copy())
+    let_mmengine_read_data_only()
+    assert CheckpointLoader._schemes.keys() == before.keys()
+    assert not set(CheckpointLoader._schemes.values()) & set(before.values())
