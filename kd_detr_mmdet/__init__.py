@@ -10,6 +10,7 @@ provide_mmcv_ops()  # before anything imports mmdet.models
 
 __version__ = "0.1.0"
 
+from . import hooks  # noqa: E402, F401  (to register them)
 from .detectors import KDDETR  # noqa: E402
 from .losses import RebalancedDistillLoss  # noqa: E402
 from .points import (  # noqa: E402

@@ -59,6 +59,9 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+    if is_kd_model(cfg.model):
+        given = cfg.get("default_hooks", {}).get("non_finite", {})
+        cfg.merge_from_dict({"default_hooks.non_finite": {"type": "NonFiniteHook", **given}})
     check_data(cfg, ("train_dataloader", "val_dataloader"))
     if not args.trust:
         let_mmengine_read_data_only()

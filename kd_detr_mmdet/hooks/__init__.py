@@ -2,7 +2,14 @@
 
 from .checkpoint_hook import AtomicCheckpointHook
 from .cpu_time_hook import CpuTimeHook
+from .non_finite_hook import NonFiniteHook
 from .random_state_hook import RandomStateHook
 from .report_hook import DistillReportHook
 
-__all__ = ["AtomicCheckpointHook", "CpuTimeHook", "DistillReportHook", "RandomStateHook"]
+__all__ = [
+    "AtomicCheckpointHook",
+    "CpuTimeHook",
+    "DistillReportHook",
+    "NonFiniteHook",
+    "RandomStateHook",
+]

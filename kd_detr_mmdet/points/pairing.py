@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..utils.errors import check_choice
+from ..utils.finite import matching_despite_nan
 from .coordinates import pixel_corners
 from .distill_points import Answer
 
@@ -136,7 +137,7 @@ class QueryPairing:
             bboxes=pixel_corners(answer.boxes[-1].float(), meta["img_shape"]),
         )
         assigner = self._assigner(answer.has_background)
-        matched = assigner.assign(predicted, objects, meta).gt_inds
+        matched = matching_despite_nan(assigner.assign)(predicted, objects, meta).gt_inds
         queries = matched.nonzero(as_tuple=True)[0]
         return queries, matched[queries] - 1
 

@@ -8,7 +8,20 @@ class ConfigError(ValueError):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite during training."""
+    """A loss or a gradient became NaN or infinite during training.
+
+    Args:
+        what: What did, when, and on which images.
+    """
+
+    remedy = (
+        "the weights have not changed. Look at these images' boxes, lower the learning rate, or "
+        "train without --amp"
+    )
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: {self.remedy}")
+        self.what = what
 
 
 class SaveError(OSError):
