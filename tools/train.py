@@ -14,6 +14,7 @@ from kd_detr_mmdet.hooks import (
     DistillReportHook,
     RandomStateHook,
 )
+from kd_detr_mmdet.utils.amp import AMP_DTYPES, use_amp
 from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_data_only
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
@@ -24,7 +25,13 @@ from kd_detr_mmdet.utils.errors import ConfigError
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a detector, alone or distilled")
     parser.add_argument("config", help="config file")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="float16",
+        choices=AMP_DTYPES,
+        help="train in mixed precision: float16 (default; GPU only) or bfloat16 (CPU as well)",
+    )
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size"
     )
@@ -48,10 +55,7 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args)
     if args.amp:
-        if not torch.cuda.is_available():
-            raise ConfigError("--amp needs a GPU: MMEngine has no mixed precision on a CPU")
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+        use_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise ConfigError("--auto-scale-lr needs auto_scale_lr.base_batch_size in the config")

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mmdet.models.detectors import DDQDETR
 from torch import Tensor
 
 from ..points.distill_points import Answer, DistillPoints
-from .base import Record
+from .base import Record, swapped
 from .dino import DINOFamily
 
 
@@ -21,6 +22,22 @@ class DDQDETRFamily(DINOFamily):
     """
 
     detector_type = DDQDETR
+
+    @contextmanager
+    def recording(self) -> Iterator[Record]:
+        """Within the context, record; the loss of dense queries computes in float32.
+
+        mmdet's code of that loss writes float32 ground truth into a copy of the predicted boxes,
+        which PyTorch refuses where AMP made them half precision.
+        """
+        auxiliary = self.detector.bbox_head.aux_loss_for_dense
+        loss = auxiliary.loss
+
+        def in_float32(scores: Tensor, boxes: Tensor, *args: Any) -> dict:
+            return loss(scores.float(), boxes.float(), *args)
+
+        with swapped(auxiliary, "loss", in_float32), super().recording() as record:
+            yield record
 
     def own_rows(self, record: Record) -> slice:
         # In training: denoising, distinct (its own), dense.

@@ -78,9 +78,14 @@ class QueryPairing:
         Returns:
             dict: The pairs under the strategy's name.
         """
+        # Matching and mixing multiply matrices, which AMP would do in half precision.
+        with torch.autocast(student.boxes.device.type, enabled=False):
+            return self._pairs(student, teacher, batch_data_samples)
+
+    def _pairs(self, student: Answer, teacher: Answer, samples: SampleList) -> dict[str, Pairs]:
         mixes = [
             self._mixes(_of_image(student, i), _of_image(teacher, i), sample)
-            for i, sample in enumerate(batch_data_samples)
+            for i, sample in enumerate(samples)
         ]
         rows = max(len(mix) for mix, _ in mixes)
         valid = student.boxes.new_zeros(len(mixes), rows, dtype=torch.bool)

@@ -39,6 +39,7 @@ SMALLEST_SIDE = 32  # pixels: the last stride of a ResNet
 # What PyTorch says of images too small for the queries, and for batch normalisation.
 TOO_SMALL = ("selected index k out of range", "Expected more than 1 value per channel")
 AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
+MIXED = ("AmpOptimWrapper", "BFloat16OptimWrapper")
 
 STUDENT_FORWARD = "student's own losses, forward"
 TEACHER_FORWARD = "teacher's forward"
@@ -382,8 +383,9 @@ def chosen_amp(cfg: Config, device: torch.device, amp: str | None) -> str | None
     wrapper = cfg.get("optim_wrapper")
     if not isinstance(wrapper, dict) or "optimizer" not in wrapper:
         raise ConfigError("the config names no optimiser: optim_wrapper=dict(optimizer=...)")
-    if amp is None and wrapper.get("type") == "AmpOptimWrapper":
-        amp = "bf16" if wrapper.get("dtype") == "bfloat16" else "fp16"
+    if amp is None and wrapper.get("type") in MIXED:
+        bf16 = wrapper["type"] == "BFloat16OptimWrapper" or wrapper.get("dtype") == "bfloat16"
+        amp = "bf16" if bf16 else "fp16"
     if amp is not None:
         check_choice("amp", amp, list(AMP_DTYPES))
     if amp == "fp16" and device.type != "cuda":
@@ -395,7 +397,7 @@ def optimizer_config(cfg: Config, amp: str | None, device: torch.device) -> dict
     """The config's ``optim_wrapper`` in one precision, with an optimiser step in every step."""
     wrapper = copy.deepcopy(cfg.optim_wrapper)
     wrapper.pop("accumulative_counts", None)
-    if wrapper.get("type") == "AmpOptimWrapper":
+    if wrapper.get("type") in MIXED:
         for key in ("type", "dtype", "loss_scale"):
             wrapper.pop(key, None)
     if amp is not None and device.type == "cuda":  # MMEngine scales losses on a GPU only
