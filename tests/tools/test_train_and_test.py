@@ -86,8 +86,7 @@ def test_amp_without_a_gpu(write_config, run):
 def test_amp_in_bfloat16_on_a_cpu(write_config, run, tmp_path):
     config = write_config(**{"train_cfg.val_interval": 2})
     assert run("train.py", config, "--amp", "bfloat16")[0] == 0
-    used = Config.fromfile(tmp_path / "work" / "distilled.py")
-    assert used.optim_wrapper.type == "BFloat16OptimWrapper"
+    assert "BFloat16OptimWrapper" in (tmp_path / "work" / "distilled.py").read_text()
     saved = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)
     assert {v.dtype for v in saved["state_dict"].values()} == {torch.float32, torch.int64}
 
