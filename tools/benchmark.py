@@ -20,9 +20,9 @@ from mmengine.registry import init_default_scope
 from kd_detr_mmdet.hooks.report_hook import points_of
 from kd_detr_mmdet.utils.benchmark import (
     AMP_DTYPES,
-    SMALLEST_SIDE,
     WARM_UP,
     Benchmark,
+    image_size,
     markdown,
     summarize,
 )
@@ -54,27 +54,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write benchmark.md and .json to this folder")
     add_common_options(parser)
     return parser.parse_args()
-
-
-def image_size(cfg: Config, given: list[int] | None) -> tuple[int, int]:
-    """Width and height of the images to generate, in pixels.
-
-    Raises:
-        ConfigError: If they are too small, or neither given nor found in the config.
-    """
-    size = given
-    if size is None:
-        loader = cfg.get("val_dataloader") or {}
-        steps = (loader.get("dataset") or {}).get("pipeline") or []
-        scales = [step["scale"] for step in steps if "scale" in step]
-        size = scales[0] if scales else None
-    if not isinstance(size, (list, tuple)) or len(size) != 2:
-        raise ConfigError("the config's validation pipeline tells no image size: give --size W H")
-    if min(size) < SMALLEST_SIDE:
-        raise ConfigError(
-            f"--size must be at least {SMALLEST_SIDE} {SMALLEST_SIDE}, got {size[0]} {size[1]}"
-        )
-    return int(size[0]), int(size[1])
 
 
 def run(cfg: Config, args: argparse.Namespace) -> dict:

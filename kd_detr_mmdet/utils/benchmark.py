@@ -457,6 +457,27 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def image_size(cfg: Config, given: list[int] | None) -> tuple[int, int]:
+    """Width and height of the images to generate, in pixels.
+
+    Raises:
+        ConfigError: If they are too small, or neither given nor found in the config.
+    """
+    size = given
+    if size is None:
+        loader = cfg.get("val_dataloader") or {}
+        steps = (loader.get("dataset") or {}).get("pipeline") or []
+        scales = [step["scale"] for step in steps if "scale" in step]
+        size = scales[0] if scales else None
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        raise ConfigError("the config's validation pipeline tells no image size: give --size W H")
+    if min(size) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"--size must be at least {SMALLEST_SIDE} {SMALLEST_SIDE}, got {size[0]} {size[1]}"
+        )
+    return int(size[0]), int(size[1])
+
+
 def random_batch(model: KDDETR, size: tuple[int, int], batch_size: int, seed: int = 0) -> dict:
     """Random images of (width, height) pixels with ``BOXES`` random objects, as loaders give them.
 

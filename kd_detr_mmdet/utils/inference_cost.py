@@ -1,0 +1,129 @@
+"""What a detector costs where it is deployed: milliseconds, memory and file size."""
+
+import copy
+import io
+import multiprocessing
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+
+from .benchmark import Clock, quiet, without_pretrained
+
+WARM_UP = 3  # rounds that are not counted
+
+
+def random_image(size: tuple[int, int], seed: int = 0) -> dict:
+    """One random image of (width, height) pixels as a test loader gives it."""
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8)
+    shape = (height, width)
+    sample = DetDataSample(
+        metainfo=dict(img_id=0, img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
+    )
+    return dict(inputs=[torch.from_numpy(pixels)], data_samples=[sample])
+
+
+def untrained(model_cfg: dict) -> BaseDetector:
+    """A detector in eval mode with MMDetection's initial weights; nothing is downloaded."""
+    with quiet():
+        # A copy: MMDetection's detectors change their config.
+        model = MODELS.build(without_pretrained(ConfigDict(copy.deepcopy(model_cfg))))
+        model.init_weights()  # some of mmdet's parameters hold anything before
+    return model.eval()
+
+
+def file_megabytes(model: BaseDetector) -> float:
+    """Size of a file with the weights alone, in 10^6 bytes."""
+    file = io.BytesIO()
+    torch.save(dict(state_dict=model.state_dict()), file)
+    return file.tell() / 1e6
+
+
+@torch.no_grad()
+def milliseconds(
+    models: dict[str, BaseDetector], images: dict[str, dict], rounds: int
+) -> dict[str, list[float]]:
+    """Time of one image through each model, from pixels in memory to detections.
+
+    The models take turns, so that whatever else the machine does meets all of them.
+
+    Args:
+        models: By name, in eval mode, all on one device.
+        images: By the same names, of :func:`random_image`.
+        rounds: How many to count, after ``WARM_UP``.
+    """
+    clock = Clock(next(next(iter(models.values())).parameters()).device)
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(WARM_UP + rounds):
+        for name, model in models.items():
+            clock.settle()
+            start = clock.mark()
+            model.test_step(images[name])
+            end = clock.mark()
+            clock.settle()
+            spent[name].append(1000 * clock.between(start, end))
+    return {name: times[WARM_UP:] for name, times in spent.items()}
+
+
+@torch.no_grad()
+def gpu_memory(model: BaseDetector, image: dict, device: torch.device) -> int:
+    """Peak bytes of a model's weights and one image's pass on a GPU, to which it is moved."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    model.to(device).test_step(image)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def cpu_memory(
+    model_cfg: dict, size: tuple[int, int], custom_imports: dict | None = None
+) -> int | None:
+    """Peak bytes that a model adds to a process of its own: it is built there, and sees one image.
+
+    Its weights and what one image needs are in it; Python and its packages, which every detector
+    needs, are not.
+
+    Args:
+        model_cfg: The detector's config; a checkpoint makes no difference.
+        size: Of a random image, (width, height).
+        custom_imports: As in a config.
+
+    Returns:
+        int | None: None where the system does not tell: it has to be Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        arguments = (model_cfg, size, torch.get_num_threads(), custom_imports)
+        return pool.apply(_growth, arguments)
+
+
+@torch.no_grad()
+def _growth(
+    model_cfg: dict, size: tuple[int, int], threads: int, custom_imports: dict | None
+) -> int:
+    """In the child: how far its peak of resident memory lies above what it began with."""
+    warnings.simplefilter("ignore")  # the parent has shown them
+    torch.set_num_threads(threads)
+    init_default_scope("mmdet")
+    import_modules_from_strings(**custom_imports or dict(imports=[]))
+    torch.nn.Conv2d(3, 8, 3)(torch.rand(1, 3, 32, 32))  # libraries load at their first use
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _resident("VmRSS")
+    untrained(model_cfg).test_step(random_image(size))
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return 1024 * int(kib)
