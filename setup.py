@@ -43,4 +43,5 @@ setup(
     packages=find_packages(include=["kd_detr_mmdet", "kd_detr_mmdet.*"]),
     python_requires=">=3.10,<3.13",
     install_requires=["torch>=2.6", "numpy", "pycocotools", *openmmlab_requirements()],
+    extras_require={"export": ["onnx>=1.16", "onnxruntime>=1.17"]},  # tools/export.py --onnx
 )

@@ -3,78 +3,20 @@
 import hashlib
 import json
 import re
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config, noisy, random_checkpoint
-from mmdet.apis import inference_detector, init_detector
+from conftest import build, dino_config, plain_text, random_checkpoint
 from mmengine.config import Config
 
-from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
+from kd_detr_mmdet.utils.onnx_export import Difference
 
 ROOT = Path(__file__).parents[2]
-SIZE = (96, 64)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    """8 + 4 generated images."""
-    folder = tmp_path_factory.mktemp("export") / "shapes"
-    return generate_shapes(folder, {"train": 8, "val": 4}, SIZE)
-
-
-@pytest.fixture
-def write_config(tmp_path, shapes, teacher_checkpoint):
-    """Writes the config of a tiny student alone or distilled; options override by dotted key."""
-
-    def write(model=None, distilled=False, **options):
-        cfg = Config.fromfile(ROOT / "configs/demo/dino_alone.py")
-        cfg.model = model or dino_config()
-        for loader in ("train", "val", "test"):
-            dataset = cfg[f"{loader}_dataloader"].dataset
-            dataset.data_root = str(shapes)
-            dataset.pipeline[2].scale = SIZE
-        annotations = str(shapes / "annotations/instances_val.json")
-        cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
-        cfg.train_cfg.max_epochs = 1
-        cfg.work_dir = str(tmp_path / "work")
-        if distilled:
-            teacher = dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint)
-            cfg.model = dict(
-                type="KDDETR", student=cfg.model, teacher=teacher, points=dict(num_general=10)
-            )
-        cfg.merge_from_dict(options)
-        path = tmp_path / ("distilled.py" if distilled else "alone.py")
-        path.write_text("".join(f"{k} = {v!r}\n" for k, v in cfg.to_dict().items()))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Runs a tool in this process: (exit code, last line of stderr, stdout)."""
-    # Asking the compilers for their versions, and formatting a Runner's config, takes longer than
-    # all the rest.
-    monkeypatch.setattr("mmengine.runner.runner.collect_env", lambda: {"Python": "3"})
-
-    def tool(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code = 0
-        with monkeypatch.context() as patch:
-            if name != "export.py":
-                patch.setattr(Config, "pretty_text", "")
-            try:
-                runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
-            except SystemExit as stop:
-                code = stop.code
-        out, err = capfd.readouterr()
-        return code, (err.strip().splitlines() or [""])[-1], out
-
-    return tool
+DOCS = ROOT / "docs/deploy.md"
 
 
 def exported(folder):
@@ -85,10 +27,9 @@ def exported(folder):
 
 def test_a_distilled_student_with_averaged_weights(write_config, run, tmp_path):
     config = write_config(
-        distilled=True,
         custom_hooks=[dict(type="EMAHook", momentum=0.3)],
-        train_dataloader=dict(batch_size=4),
-        val_evaluator=dict(outfile_prefix=str(tmp_path / "validated")),  # of averaged weights
+        **{"train_dataloader.batch_size": 4},
+        **{"val_evaluator.outfile_prefix": str(tmp_path / "validated")},  # by averaged weights
     )
     assert run("train.py", config)[0] == 0
     checkpoint = tmp_path / "work/epoch_1.pth"
@@ -118,55 +59,81 @@ def test_a_distilled_student_with_averaged_weights(write_config, run, tmp_path):
     validated, tested = (
         json.loads((tmp_path / f"{name}.bbox.json").read_text()) for name in ("validated", "tested")
     )
-    assert len(tested) == 4 * 12 and tested == validated
+    assert len(tested) == 8 * 12 and tested == validated
 
 
-def test_the_file_alone_makes_a_detector(write_config, run, tmp_path, shapes):
-    checkpoint = random_checkpoint(tmp_path / "c.pth", dino_config(), classes=SHAPE_CLASSES)
-    assert run("export.py", write_config(), checkpoint)[0] == 0
-    path, _ = exported(tmp_path / "work")
-    assert path.name.startswith("alone-")
-
-    meta = torch.load(path, weights_only=True)["meta"]
-    detector = init_detector(Config.fromstring(meta["cfg"], ".py"), str(path), device="cpu")
-    found = inference_detector(detector, str(next((shapes / "images/val").iterdir())))
-
-    assert detector.dataset_meta["classes"] == SHAPE_CLASSES
-    expected = noisy(dino_config()).eval()
-    expected.cfg = detector.cfg
-    again = inference_detector(expected, found.img_path)
-    for name in ("bboxes", "scores", "labels"):
-        assert torch.equal(found.pred_instances[name], again.pred_instances[name])
-
-
-def test_the_name_tells_the_content(write_config, run, tmp_path):
+def test_onnx_and_the_program_of_the_docs(write_config, run, tmp_path, shapes):
     checkpoint = random_checkpoint(tmp_path / "c.pth", dino_config())
-    for folder in ("a", "b"):
-        assert (
-            run("export.py", write_config(), checkpoint, "--out", tmp_path / folder / "x")[0] == 0
-        )
-    (first, content), (second, _) = exported(tmp_path / "a"), exported(tmp_path / "b")
-    assert first.read_bytes() == second.read_bytes() and first.name == second.name
-    assert content["meta"]["dataset_meta"]["classes"] == SHAPE_CLASSES  # the config's
-    other = random_checkpoint(tmp_path / "d.pth", dino_config(), seed=2)
-    assert run("export.py", write_config(), other, "--out", tmp_path / "c/x")[0] == 0
-    assert exported(tmp_path / "c")[0].name != first.name
+    config = write_config(
+        distilled=False, **{"test_evaluator.outfile_prefix": str(tmp_path / "tested")}
+    )
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.pipeline[2].scale = (48, 36)  # of images of 64 x 48 pixels
+    Path(config).write_text(plain_text(cfg))
+    image = shapes / "images/val/000001.png"
+    code, _, told = run(
+        "export.py", config, checkpoint, "--onnx", "--size", 48, 36, "--check", image
+    )
+    assert code == 0
+    path, _ = exported(tmp_path / "work")
+    model = path.with_suffix(".onnx")
+    assert sorted(path.parent.iterdir()) == sorted([path, model])
+    assert f"{model}: " in told
+    assert re.search(r"4 images: scores differ by \d\.\de-\d+ at most \(allowed: 0\.001\)", told)
+
+    assert run("test.py", config, path)[0] == 0
+    tested = json.loads((tmp_path / "tested.bbox.json").read_text())
+    program = re.search(r"```python\n(import json\n.*?)```", DOCS.read_text(), re.S)[1]
+    program = program.replace("score >= 0.3", "score >= 0")
+    keep = "np.savez(sys.argv[3], boxes=boxes, scores=scores, labels=labels)\n"
+    absent = (
+        "import sys\nsys.modules.update(dict.fromkeys(['torch', 'mmdet', 'mmcv', 'mmengine']))\n"
+    )
+    (tmp_path / "program.py").write_text(absent + program + keep)
+    arguments = [model, image, tmp_path / "found.npz"]
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"(disc|square|triangle|ring) 0\.\d\d( -?\d+){4}\n", done.stdout)
+    found = np.load(tmp_path / "found.npz")
+    boxes = np.concatenate(
+        [found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]], 1
+    )
+    of_image = [row for row in tested if row["image_id"] == 1]
+    np.testing.assert_allclose(found["scores"], [row["score"] for row in of_image], atol=1e-5)
+    np.testing.assert_allclose(boxes, [row["bbox"] for row in of_image], atol=1e-2)
+    assert [*found["labels"] + 1] == [row["category_id"] for row in of_image]
 
 
 @pytest.mark.parametrize(
-    ("options", "classes", "told"),
+    ("arguments", "told"),
     [
-        ({}, SHAPE_CLASSES[::-1], "was trained on classes (ring, triangle, square, disc"),
-        ({"model.bbox_head.num_classes": 5}, None, "of another shape"),
-        ({"test_dataloader.dataset.metainfo.classes": ("a", "b")}, None, "names for 2: (a, b"),
-        ({"test_dataloader": None}, None, "no test_dataloader"),
+        (("--onnx",), "--onnx and --size W H go together"),
+        (("--size", 48, 32), "--onnx and --size W H go together"),
+        (("--check", "x.png"), "--onnx and --size W H go together"),
+        (("--onnx", "--size", 48, 32, "--check", "none.png"), "none.png"),
+        (("--onnx", "--size", 48, 32, "--check", __file__), "no image that OpenCV can read"),
+        (("--onnx", "--size", 0, 32), "--size 0 32"),
     ],
 )
-def test_what_is_refused(write_config, run, tmp_path, options, classes, told):
-    checkpoint = random_checkpoint(tmp_path / "c.pth", dino_config(), classes=classes)
-    code, line, _ = run("export.py", write_config(**options), checkpoint)
+def test_bad_onnx_options(write_config, run, tmp_path, arguments, told):
+    checkpoint = random_checkpoint(tmp_path / "c.pth", dino_config())
+    code, line, _ = run("export.py", write_config(distilled=False), checkpoint, *arguments)
     assert code == 2
     assert line.startswith("error: ") and told in line
+    assert not (tmp_path / "work").exists()
+
+
+def test_nothing_is_written_where_the_two_differ(write_config, run, tmp_path, monkeypatch):
+    other = Difference(0.0, 9.0)
+    monkeypatch.setattr("kd_detr_mmdet.utils.onnx_export.compare", lambda *_: other)
+    monkeypatch.setattr("kd_detr_mmdet.utils.onnx_export.export_onnx", lambda *_: b"model")
+    checkpoint = random_checkpoint(tmp_path / "c.pth", dino_config())
+    arguments = ("--onnx", "--size", 48, 32)
+    code, line, _ = run("export.py", write_config(distilled=False), checkpoint, *arguments)
+    assert code == 2
+    assert "differ from PyTorch's by 0 in scores and 9 pixels in boxes" in line
     assert not (tmp_path / "work").exists()
 
 
@@ -176,6 +143,6 @@ def test_a_full_disk_leaves_nothing(write_config, run, tmp_path, monkeypatch):
 
     checkpoint = random_checkpoint(tmp_path / "c.pth", dino_config())
     monkeypatch.setattr("os.fsync", full)
-    code, line, _ = run("export.py", write_config(), checkpoint)
+    code, line, _ = run("export.py", write_config(distilled=False), checkpoint)
     assert code == 2 and "No space left on device" in line
     assert [*(tmp_path / "work").iterdir()] == []
