@@ -23,7 +23,7 @@ from ..utils.errors import ConfigError, check_ap
 from ..utils.finite import check_finite, matching_despite_nan
 from ..utils.random import preserved_rng
 from .class_map import ClassMap
-from .inherit import inherit_weights
+from .inherit import inherit_weights, start_from, student_options
 from .teacher import TeacherPixels, build_teacher
 
 STUDENT = "student."
@@ -43,7 +43,9 @@ class KDDETR(BaseDetector):
 
     Args:
         student: The student's model config, in any form that
-            :func:`~kd_detr_mmdet.utils.configs.model_config` takes.
+            :func:`~kd_detr_mmdet.utils.configs.model_config` takes, or ``dict(config=...,
+            checkpoint=...)`` with the weights that it starts from; see
+            :func:`~kd_detr_mmdet.detectors.inherit.start_from`.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
             ``strict`` and ``trust``; see
             :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. ``ap``, its COCO AP in percent,
@@ -63,7 +65,8 @@ class KDDETR(BaseDetector):
             data and from the teacher's checkpoint, at the start of training.
         inherit: Parts of the student that start from the teacher's weights; see
             :func:`~kd_detr_mmdet.detectors.inherit.inherit_weights`. They are copied when weights
-            are initialised, so a checkpoint that is loaded or resumed from has the last word.
+            are initialised, after the student's checkpoint: a part that is inherited is the
+            teacher's. ``load_from`` and ``--resume`` have the last word.
         data_preprocessor: Default: the student's.
 
     Raises:
@@ -109,6 +112,7 @@ class KDDETR(BaseDetector):
         if inherit is not None and not isinstance(inherit, (list, tuple)):
             raise ConfigError(f"inherit must be a list of the student's parts, got {inherit!r}")
         self.inherit = list(inherit or ())
+        self.start = student_options(student)
         self._last_step = (-1, 0)
         # Checkpoints hold the student's plain keys, wherever this module sits (DDP, EMA).
         self._register_state_dict_hook(_drop_student_prefix)
@@ -125,8 +129,9 @@ class KDDETR(BaseDetector):
         return self._families[1]
 
     def init_weights(self) -> None:
-        """Initialise the student, and give it what it inherits; the teacher is left alone."""
+        """Initialise the student: its checkpoint, then what it inherits; not the teacher."""
         super().init_weights()
+        start_from(self.student, **self.start)
         inherit_weights(self.student, self.teacher, self.inherit)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:

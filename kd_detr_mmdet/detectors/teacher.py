@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..utils.checkpoints import read_checkpoint
 from ..utils.configs import DetectorSource, model_config
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, shorten
 
-MAX_KEYS_SHOWN = 8
 # From its first training step on, mmdet's DDQ-DETR saves these weights of its head once more.
 SECOND_NAMES = ("decoder.aux_reg_branches.",)
 
@@ -143,12 +142,7 @@ def load_strictly(
         ConfigError: If the file is missing, unreadable, or of another architecture.
     """
     content = read_checkpoint(checkpoint, what, trust)
-    weights = content.get("state_dict", content)
-    weights = {
-        key: value
-        for key, value in ((k.removeprefix("module."), v) for k, v in weights.items())
-        if not key.startswith(SECOND_NAMES)
-    }
+    weights = weights_of(content)
     own = detector.state_dict()
     problems = {
         # Checkpoints from before PyTorch counted batches lack these, and inference needs none.
@@ -160,9 +154,9 @@ def load_strictly(
         for key, value in own.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    told = [f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys]
+    told = [f"{len(keys)} {what}: {shorten(keys)}" for what, keys in problems.items() if keys]
     if shapes:
-        told.append(f"{len(shapes)} of another shape: {_shorten(shapes)}")
+        told.append(f"{len(shapes)} of another shape: {shorten(shapes)}")
     if told:
         message = (
             f"{what} {checkpoint!r} does not fit the config ({type(detector).__name__}): "
@@ -184,14 +178,16 @@ def load_strictly(
     )
 
 
+def weights_of(content: dict) -> dict[str, Tensor]:
+    """The weights in a checkpoint's content, by a plain detector's names."""
+    weights = content.get("state_dict", content)
+    plain = {name.removeprefix("module."): value for name, value in weights.items()}
+    return {name: value for name, value in plain.items() if not name.startswith(SECOND_NAMES)}
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _shorten(items: list[str]) -> str:
-    more = len(items) - MAX_KEYS_SHOWN
-    return ", ".join(items[:MAX_KEYS_SHOWN]) + (f", and {more} more" if more > 0 else "")

@@ -16,6 +16,11 @@ def is_kd_model(model: dict) -> bool:
     return model.get("type") == "KDDETR"
 
 
+def names_config(source: object) -> bool:
+    """Whether this is no config, but a dict that holds one under ``config``."""
+    return isinstance(source, dict) and "config" in source and not {"type", "model"} & set(source)
+
+
 def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
     """Get a detector's model config.
 
@@ -23,7 +28,7 @@ def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
         source: A model dict (with ``type``), a whole config (dict or Config with ``model``), the
             path of a config file, or the name of a package's config such as
             ``'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'``. For the config of a distillation it
-            is the student's model.
+            is the student's model. Any of these may stand under ``config``, beside a checkpoint.
         what: Whose config this is, for messages.
 
     Returns:
@@ -32,6 +37,8 @@ def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
     Raises:
         ConfigError: If there is no such config, or it holds no model.
     """
+    if names_config(source):
+        source = source["config"]
     if isinstance(source, (str, Path)):
         config = _read(str(source), what)
     elif isinstance(source, (dict, Config)):

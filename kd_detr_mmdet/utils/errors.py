@@ -52,6 +52,12 @@ def check_ap(name: str, value: object) -> None:
         )
 
 
+def shorten(items: Sequence[str], most: int = 8) -> str:
+    """The first items of a list for a message, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f", and {more} more" if more > 0 else "")
+
+
 def brief(names: Sequence[str]) -> str:
     """Class names for a message: the first six, and how many there are."""
     shown = ", ".join(map(str, names[:6]))
