@@ -11,6 +11,7 @@ provide_mmcv_ops()  # before anything imports mmdet.models
 __version__ = "0.1.0"
 
 from . import hooks  # noqa: E402, F401  (to register them)
+from .datasets.loading import LoadImageOrAnother  # noqa: E402
 from .detectors import KDDETR  # noqa: E402
 from .losses import RebalancedDistillLoss  # noqa: E402
 from .points import (  # noqa: E402
@@ -25,6 +26,7 @@ __all__ = [
     "CoordinateSampler",
     "DistillPointGenerator",
     "DistillPoints",
+    "LoadImageOrAnother",
     "QueryPairing",
     "RebalancedDistillLoss",
 ]

@@ -1,4 +1,4 @@
-"""Generated data for the demo and the tests; needs neither torch nor MMDetection itself."""
+"""Generated data for the demo and the tests, which needs neither torch nor MMDetection itself."""
 
 from .shapes import SHAPE_CLASSES, generate_shapes
 
