@@ -15,7 +15,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor
 
 from ..families import Family, TwoStageFamily, build_family, share_content
-from ..families.base import Record, swapped
+from ..families.base import Look, Record, check_looks, swapped
 from ..points import CoordinateSampler, QueryPairing
 from ..points.coordinates import relative_boxes
 from ..utils.configs import DetectorSource, model_config
@@ -146,6 +146,7 @@ class KDDETR(BaseDetector):
 
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite.
+            RuntimeError: If a model did not look at the points' boxes.
         """
         with self.student_family.recording() as student_record:
             losses = self._student_loss(batch_inputs, batch_data_samples)
@@ -153,19 +154,28 @@ class KDDETR(BaseDetector):
             with torch.no_grad():
                 images = self._teacher_pixels(batch_inputs, batch_data_samples)
                 teacher_record = self.teacher_family.look(images, batch_data_samples)
+            looks: list[Look] = []
             if isinstance(self.point_generator, QueryPairing):
                 answers = self._pair(student_record, teacher_record, batch_data_samples)
             else:
-                answers = self._ask(student_record, teacher_record, batch_data_samples)
+                answers = self._ask(student_record, teacher_record, batch_data_samples, looks)
             for name, student, teacher, valid in answers:
                 losses.update(self.distill_loss(student, teacher, name, valid))
         check_finite(losses, batch_data_samples)
+        check_looks(looks)
         return losses
 
     def _ask(
-        self, student_record: Record, teacher_record: Record, samples: SampleList
+        self,
+        student_record: Record,
+        teacher_record: Record,
+        samples: SampleList,
+        looks: list[Look],
     ) -> Iterator[tuple]:
-        """Both models' answers at each set of points: name, student's, teacher's, valid."""
+        """Both models' answers at each set of points: name, student's, teacher's, valid.
+
+        Where they have looked is added to ``looks``.
+        """
         teacher, student, step = self.teacher_family, self.student_family, self._next_step()
         queries = teacher.queries(teacher_record)
         sets = self.point_generator(queries, step)
@@ -178,10 +188,10 @@ class KDDETR(BaseDetector):
                 if points is queries:  # the teacher has answered these already
                     target = teacher.own_answer(teacher_record)
                 else:
-                    target = teacher.answer(teacher_record, points)
+                    target = teacher.answer(teacher_record, points, None, looks)
             target = self.class_map.of_teacher(target)
             labels = self.class_map.student_labels(target.cls_scores[-1].argmax(-1))
-            answer = student.answer(student_record, points, labels)
+            answer = student.answer(student_record, points, labels, looks)
             yield name, self.class_map.of_student(answer), target, None
 
     def _pair(

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from mmdet.models.detectors import DetectionTransformer
@@ -32,10 +33,24 @@ def swapped(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
 class Record(dict):
     """What a detector knows of a batch of images: all that asking it at any other point needs.
 
-    Of a DETR one decoder call, its keyword arguments under ``inputs`` and its result under
-    ``outputs``; of a two-stage detector ``features``, ``shapes`` of the images, ``proposals`` and
-    the ``rois`` that its loss samples.
+    Of a DETR one decoder call, its keyword arguments under ``inputs``, its result under ``outputs``
+    and what it projected the images' memory to under ``projections``; of a two-stage detector
+    ``features``, ``shapes`` of the images, ``proposals`` and the ``rois`` that its loss samples.
+    It holds for the weights that the detector had then.
     """
+
+
+class Look(NamedTuple):
+    """Whether a detector looked at the points that it was asked at.
+
+    Attributes:
+        detector: Name of its class.
+        there: A boolean scalar, on the detector's device. A NaN is the same place as a NaN: it
+            becomes a loss that is not finite, which stops every rank at once.
+    """
+
+    detector: str
+    there: Tensor
 
 
 class Family(ABC):
@@ -123,12 +138,45 @@ class Family(ABC):
         record = Record()
 
         def forward_decoder(**inputs: Tensor) -> dict:
-            outputs = decode(**inputs)
-            record.update(inputs=inputs, outputs=outputs)
+            projections: dict = {}
+            with self._projecting_once(inputs, projections):
+                outputs = decode(**inputs)
+            record.update(inputs=inputs, outputs=outputs, projections=projections)
             return outputs
 
         with swapped(self.detector, "forward_decoder", forward_decoder):
             yield record
+
+    @contextmanager
+    def _projecting_once(self, inputs: dict, known: dict) -> Iterator[None]:
+        """Within the context, cross-attention projects the images' memory unless it is known.
+
+        These layers see every place of the images, and the same in each call of the decoder: the
+        recorded call fills ``known``, and those at points take from it. DETR's are inside of
+        PyTorch's attention, where nothing can be taken.
+        """
+        memories = [inputs[name] for name in ("memory", "memory_pos") if name in inputs]
+
+        def once(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+            project = layer.forward
+
+            def forward(tensor: Tensor) -> Tensor:
+                if not any(tensor is memory for memory in memories):
+                    return project(tensor)
+                # What was computed without a gradient has none to give.
+                key = layer, id(tensor), torch.is_grad_enabled()
+                if key not in known:
+                    known[key] = project(tensor)
+                return known[key]
+
+            return forward
+
+        with ExitStack() as stack:
+            for decoder_layer in self.detector.decoder.layers:
+                for module in decoder_layer.cross_attn.modules():
+                    if isinstance(module, nn.Linear):
+                        stack.enter_context(swapped(module, "forward", once(module)))
+            yield
 
     def look(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Record:
         """Run the detector over images (bs, 3, H, W) as at inference, and record its decoding."""
@@ -166,7 +214,13 @@ class Family(ABC):
         scores, boxes, has_background = self._read(record["outputs"])
         return Answer(scores[:, :, rows], boxes[:, :, rows], has_background)
 
-    def answer(self, record: Record, points: DistillPoints, labels: Tensor | None = None) -> Answer:
+    def answer(
+        self,
+        record: Record,
+        points: DistillPoints,
+        labels: Tensor | None = None,
+        looks: list[Look] | None = None,
+    ) -> Answer:
         """Ask the detector at points, against the images of a record.
 
         Args:
@@ -174,22 +228,27 @@ class Family(ABC):
             points: Where to ask.
             labels: The class to ask for at each point, shape (bs, M), for detectors that regress
                 boxes class by class; the others have one box for all.
+            looks: Where to note whether it looked at the points, for one :func:`check_looks` at
+                all answers together; None to check it here, which waits for a GPU.
 
         Raises:
             RuntimeError: If the detector did not look at the points' boxes.
         """
-        outputs = self.decode(record, points.boxes, self.content_at(points, record))
+        with self._projecting_once(record["inputs"], record["projections"]):
+            outputs = self.decode(record, points.boxes, self.content_at(points, record))
         if self.box_dims:
-            looked_at, told = self.looked_at(outputs), points.boxes[..., : self.box_dims]
-            # A NaN becomes a loss that is not finite, which stops every rank at once.
-            if looked_at.shape != told.shape or not torch.allclose(
-                looked_at.float(), told, rtol=0, atol=SAME_PLACE, equal_nan=True
-            ):
-                raise RuntimeError(
-                    f"{type(self.detector).__name__} did not look at the distillation points' "
-                    "boxes: student and teacher would be compared at different places"
-                )
+            look = self._look_of(outputs, points)
+            check_looks([look]) if looks is None else looks.append(look)
         return self._read(outputs)
+
+    @torch.no_grad()
+    def _look_of(self, outputs: dict, points: DistillPoints) -> Look:
+        looked_at, told = self.looked_at(outputs), points.boxes[..., : self.box_dims]
+        name = type(self.detector).__name__
+        if looked_at.shape != told.shape:
+            raise _elsewhere(name)
+        same = torch.isclose(looked_at.float(), told, rtol=0, atol=SAME_PLACE, equal_nan=True)
+        return Look(name, same.all())
 
     @torch.no_grad()
     def content_at(self, points: DistillPoints, record: Record) -> Tensor | None:
@@ -222,6 +281,24 @@ class Family(ABC):
         """Boxes for queries that start from a centre: with the sizes that the first layer sees."""
         sizes = self.own_answer(record).boxes[0, ..., 2:]
         return torch.cat([centers, sizes], -1).detach().float()
+
+
+def check_looks(looks: list[Look]) -> None:
+    """Refuse answers at other places than the points; waits for the device once.
+
+    Raises:
+        RuntimeError: If a detector did not look at the points' boxes.
+    """
+    if not looks or torch.stack([look.there for look in looks]).all():
+        return
+    raise _elsewhere(next(look.detector for look in looks if not look.there))
+
+
+def _elsewhere(detector: str) -> RuntimeError:
+    return RuntimeError(
+        f"{detector} did not look at the distillation points' boxes: student and teacher would be "
+        "compared at different places"
+    )
 
 
 def share_content(student: Family, teacher: Family, student_content: str) -> None:

@@ -8,7 +8,7 @@ from mmdet.models.detectors import DDQDETR
 from torch import Tensor
 
 from ..points.distill_points import Answer, DistillPoints
-from .base import Record, swapped
+from .base import Look, Record, swapped
 from .dino import DINOFamily
 
 
@@ -49,9 +49,15 @@ class DDQDETRFamily(DINOFamily):
     def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
         return self.detector.query_map(super().memory_at(record, boxes))
 
-    def answer(self, record: Record, points: DistillPoints, labels: Tensor | None = None) -> Answer:
+    def answer(
+        self,
+        record: Record,
+        points: DistillPoints,
+        labels: Tensor | None = None,
+        looks: list[Look] | None = None,
+    ) -> Answer:
         with self._as_at_inference(points.num_points):
-            return super().answer(record, points, labels)
+            return super().answer(record, points, labels, looks)
 
     @contextmanager
     def _as_at_inference(self, num_points: int) -> Iterator[None]:

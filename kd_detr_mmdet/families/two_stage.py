@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..points.coordinates import pixel_corners, relative_boxes
 from ..points.distill_points import Answer, DistillPoints
 from ..utils.errors import ConfigError
-from .base import Family, Record, swapped
+from .base import Family, Look, Record, swapped
 
 
 class TwoStageFamily(Family):
@@ -142,7 +142,13 @@ class TwoStageFamily(Family):
             found = [torch.cat(anchors)] * len(shapes)
         return [relative_boxes(boxes, shape) for boxes, shape in zip(found, shapes)]
 
-    def answer(self, record: Record, points: DistillPoints, labels: Tensor | None = None) -> Answer:
+    def answer(
+        self,
+        record: Record,
+        points: DistillPoints,
+        labels: Tensor | None = None,
+        looks: list[Look] | None = None,
+    ) -> Answer:
         """Ask every stage at points.
 
         Args:
@@ -150,6 +156,7 @@ class TwoStageFamily(Family):
             points: Where; their content is ignored.
             labels: The class whose box is wanted, shape (bs, M), where boxes are regressed class by
                 class; None for the class that the stage itself finds most likely.
+            looks: Not used: what it looked at are its own RoIs.
         """
         batch_size, num_points = points.boxes.shape[:2]
         shapes = record["shapes"]

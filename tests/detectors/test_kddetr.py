@@ -1,8 +1,10 @@
 """KDDETR: the student's own training untouched, the teacher's answers added."""
 
+import contextlib
 import copy
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from kd_detr_mmdet.utils.errors import ConfigError, NonFiniteLossError
 
@@ -309,6 +312,60 @@ def test_decoders_run_no_more_often_than_they_must(kd_config, batch):
         "teacher encoder": 1,
         "teacher decoder": 2,  # own, which is specific, and general
     }
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is read from the device, for which a GPU is waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_distillation_waits_for_the_device_at_its_end_alone(kd_config, batch):
+    """Beside what mmdet waits for: in the student's losses, the teacher, and all decoding."""
+    kd = build(kd_config())
+    data = batch(kd)
+
+    def unwatched(function):
+        def call(*args, **kwargs):
+            with _disable_current_modes():
+                return function(*args, **kwargs)
+
+        return call
+
+    kd.student.loss = unwatched(kd.student.loss)
+    kd.teacher_family.look = unwatched(kd.teacher_family.look)
+    for model in (kd.student, kd.teacher):
+        model.decoder.forward = unwatched(model.decoder.forward)
+    with Waits() as waits:
+        losses_of(kd, data)
+    assert waits.count == 2  # are the losses finite, did all look at the points
+
+
+def test_nothing_of_a_step_outlives_it(kd_config, batch):
+    """Memory, queries and what was made of them go with the step's graph."""
+    kd = build(kd_config())
+    kept = []
+    for family in kd._families:
+        recording = family.recording
+
+        @contextlib.contextmanager
+        def spy(recording=recording):
+            with recording() as record:
+                yield record
+            kept.extend(
+                map(weakref.ref, [record["inputs"]["memory"], *record["projections"].values()])
+            )
+
+        family.recording = spy
+    losses = losses_of(kd, batch(kd))
+    assert len(kept) == 2 + 2 + 3  # a memory each, two and three decoder layers
+    sum(kd_terms(losses).values()).backward()
+    del losses
+    assert not [reference for reference in kept if reference() is not None]
 
 
 def spy_general(model, monkeypatch):

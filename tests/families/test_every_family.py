@@ -1,12 +1,13 @@
 """What holds for every family, seen from outside: nothing lost, nothing left behind."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from conftest import FAMILY_CONFIGS, build, noisy
 
-from kd_detr_mmdet.families import build_family
+from kd_detr_mmdet.families import Family, build_family
 from kd_detr_mmdet.points import DistillPoints
 
 SHAPES = dict(padded=((3, 64, 96), (3, 48, 80)), unpadded=((3, 64, 96), (3, 64, 96)))
@@ -217,7 +218,7 @@ def test_recording_changes_nothing_and_leaves_no_trace(detector, batch, shapes):
         recorded = detector(**copy.deepcopy(data), mode="tensor")
         assert sorted(vars(detector)) != instance
     assert sorted(vars(detector)) == instance
-    assert set(record) == {"inputs", "outputs"}
+    assert set(record) == {"inputs", "outputs", "projections"}
     assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
     with pytest.raises(ZeroDivisionError), family.recording():
         1 / 0  # noqa: B018
@@ -256,3 +257,47 @@ def test_points_are_answered_as_at_inference(detector, batch):
     assert while_training.boxes.shape == (2, 2, 20, 4)
     for ours, theirs in zip(while_training[:2], at_inference[:2]):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+# How many linear layers project the memory, or its positions, in two decoder layers.
+PROJECTIONS = dict(dino=2, dab=6, deformable=2, refine=2, two_stage=2, conditional=6, ddq=2, detr=0)
+
+
+def test_the_memory_is_projected_in_the_first_call_alone(name, detector, batch, monkeypatch):
+    data, family, linear = batch(detector), build_family(detector), torch.nn.functional.linear
+    seen = []
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda x, *more: seen.append(x) or linear(x, *more)
+    )
+    with torch.no_grad():
+        record = family.look(data["inputs"], data["data_samples"])
+        memories = [record["inputs"].get(part) for part in ("memory", "memory_pos")]
+
+        def projections():
+            return sum(any(x is memory for memory in memories) for x in seen)
+
+        assert projections() == PROJECTIONS[name]
+        for _ in range(2):
+            family.answer(record, some_points(family))
+        assert projections() == PROJECTIONS[name]
+
+
+def test_answers_and_gradients_are_those_of_projecting_anew(detector, batch, monkeypatch):
+    data, family = batch(detector, SHAPES["padded"]), build_family(detector)
+
+    def answers_and_gradients():
+        detector.zero_grad()
+        with family.recording() as record:
+            said = detector(**copy.deepcopy(data), mode="tensor")
+        answers = [*said[:2], *family.answer(record, some_points(family))[:2]]
+        sum(tensor.sin().sum() for tensor in answers).backward()
+        return answers, [p.grad for p in detector.parameters() if p.grad is not None]
+
+    answers, gradients = answers_and_gradients()
+    monkeypatch.setattr(Family, "_projecting_once", lambda *_: contextlib.nullcontext())
+    expected, their_gradients = answers_and_gradients()
+    assert same_values(answers, expected)
+    assert len(gradients) > 50
+    largest = max(gradient.abs().max().item() for gradient in gradients)
+    for ours, theirs in zip(gradients, their_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * largest)

@@ -289,8 +289,8 @@ def test_the_student_is_asked_for_the_class_that_the_teacher_sees(pair):
     kd, asked, told = pair(two_stage_config(), DINO, points=ALL_SETS), [], []
     ask = kd.student_family.answer
     teach, own = kd.teacher_family.answer, kd.teacher_family.own_answer
-    kd.student_family.answer = lambda r, p, labels: asked.append(labels) or ask(r, p, labels)
-    kd.teacher_family.answer = lambda r, p: told.append(teach(r, p)) or told[-1]
+    kd.student_family.answer = lambda r, p, labels, _: asked.append(labels) or ask(r, p, labels)
+    kd.teacher_family.answer = lambda r, p, *_: told.append(teach(r, p)) or told[-1]
     kd.teacher_family.own_answer = lambda r: told.append(own(r)) or told[-1]
     losses_of(kd, demo_batch(kd))
     assert len(asked) == len(told) == 3
@@ -387,7 +387,7 @@ def test_the_ground_truth_among_the_points(pair, boxes):
         two_stage_config(), DINO, points=dict(type="CoordinateSampler", max_points=12, **options)
     )
     asked, answer = [], kd.student_family.answer
-    kd.student_family.answer = lambda r, p, labels: asked.append(p) or answer(r, p, labels)
+    kd.student_family.answer = lambda r, p, labels, _: asked.append(p) or answer(r, p, labels)
     data = demo_batch(kd)
     losses_of(kd, data)
     (points,) = asked
