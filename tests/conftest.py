@@ -1,8 +1,10 @@
 """Tiny detectors and batches: every test builds what it needs in a fraction of a second."""
 
 import copy
+import json
 import runpy
 import sys
+import uuid
 from pathlib import Path
 
 import kd_detr_mmdet  # noqa: F401  isort: skip  (provides mmcv's operators, so before mmdet)
@@ -13,8 +15,13 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
 from mmengine.hub import get_config
-from mmengine.runner import CheckpointLoader
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.visualization import Visualizer
+from torch.utils.data import DataLoader
 
 from kd_detr_mmdet.datasets import generate_shapes
 
@@ -353,3 +360,43 @@ def run(monkeypatch, capfd):
         return code, (err.strip().splitlines() or [""])[-1], out
 
     return tool
+
+
+@pytest.fixture
+def train_tiny(tmp_path, monkeypatch):
+    """Trains a model for one epoch by a real Runner with a DistillLogHook.
+
+    Returns the rows of scalars.json and the lines of the console's log; ``train_tiny.hub`` is the
+    last run's message hub.
+    """
+    for manager in (MessageHub, MMLogger, DefaultScope, Visualizer):
+        monkeypatch.setattr(manager, "_instance_dict", copy.copy(manager._instance_dict))
+    monkeypatch.setattr(Config, "pretty_text", "")  # formatting it takes longer than training
+
+    def train(model, iterations, interval, hooks=()):
+        data = demo_mm_inputs(2 * iterations, [[3, 64, 96]] * 2 * iterations, num_classes=4)
+        images = [dict(inputs=i, data_samples=s) for i, s in zip(*data.values())]
+        runner = Runner(
+            model=model,
+            work_dir=str(tmp_path),
+            experiment_name=f"tiny_{uuid.uuid4().hex}",
+            train_dataloader=DataLoader(images, batch_size=2, collate_fn=pseudo_collate),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)),
+            default_hooks=dict(logger=dict(type="LoggerHook", interval=interval), checkpoint=None),
+            custom_hooks=[dict(type="DistillLogHook"), *hooks],
+            log_processor=dict(window_size=100),
+            visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
+            default_scope="mmdet",
+            randomness=dict(seed=0),
+        )
+        runner.train()
+        train.hub = runner.message_hub
+        (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
+        (log,) = tmp_path.glob("*/*.log")
+        lines = [line for line in log.read_text().splitlines() if "Epoch(train)" in line]
+        return [json.loads(row) for row in scalars.read_text().splitlines()], lines
+
+    random_state = torch.get_rng_state()
+    yield train
+    torch.set_rng_state(random_state)

@@ -11,6 +11,7 @@ import torch
 from kd_detr_mmdet.hooks import (
     AtomicCheckpointHook,
     CpuTimeHook,
+    DistillLogHook,
     DistillReportHook,
     RandomStateHook,
 )
@@ -76,6 +77,7 @@ def main() -> None:
         runner.register_hook(CpuTimeHook())
     if is_kd_model(cfg.model):
         runner.register_hook(DistillReportHook())
+        runner.register_hook(DistillLogHook())
     runner.train()
 
 

@@ -69,6 +69,12 @@ class KDDETR(BaseDetector):
             teacher's. ``load_from`` and ``--resume`` have the last word.
         data_preprocessor: Default: the student's.
 
+    Attributes:
+        distill_factor: Of every distillation loss. Where it is 0 the teacher is not run. See
+            :class:`~kd_detr_mmdet.hooks.KDWarmup`.
+        diagnostics: What the distillation loss had to say of the last step beside losses, for
+            :class:`~kd_detr_mmdet.hooks.DistillLogHook`; detached scalars by name.
+
     Raises:
         ConfigError: If a part cannot be built, or student and teacher do not fit each other.
     """
@@ -113,6 +119,8 @@ class KDDETR(BaseDetector):
             raise ConfigError(f"inherit must be a list of the student's parts, got {inherit!r}")
         self.inherit = list(inherit or ())
         self.start = student_options(student)
+        self.distill_factor = 1.0
+        self.diagnostics: dict[str, Tensor] = {}
         self._last_step = (-1, 0)
         # Checkpoints hold the student's plain keys, wherever this module sits (DDP, EMA).
         self._register_state_dict_hook(_drop_student_prefix)
@@ -148,6 +156,13 @@ class KDDETR(BaseDetector):
             NonFiniteLossError: If a loss is NaN or infinite.
             RuntimeError: If a model did not look at the points' boxes.
         """
+        if self.distill_factor == 0:
+            losses = self._student_loss(batch_inputs, batch_data_samples)
+            for name in self.point_generator.set_names:  # logged as 0, on every rank
+                layers = self.student_family.num_decoder_layers
+                self._add(losses, self.distill_loss.nothing(name, layers, batch_inputs.device))
+            check_finite(losses, batch_data_samples)
+            return losses
         with self.student_family.recording() as student_record:
             losses = self._student_loss(batch_inputs, batch_data_samples)
         with preserved_rng(batch_inputs.device):
@@ -160,10 +175,18 @@ class KDDETR(BaseDetector):
             else:
                 answers = self._ask(student_record, teacher_record, batch_data_samples, looks)
             for name, student, teacher, valid in answers:
-                losses.update(self.distill_loss(student, teacher, name, valid))
+                self._add(losses, self.distill_loss(student, teacher, name, valid))
         check_finite(losses, batch_data_samples)
         check_looks(looks)
         return losses
+
+    def _add(self, losses: dict[str, Any], terms: dict[str, Tensor]) -> None:
+        """Add one set's terms to the losses; MMEngine sums whatever is called a loss."""
+        for name, value in terms.items():
+            if "loss" not in name:
+                self.diagnostics[name] = value
+            else:
+                losses[name] = value if self.distill_factor == 1 else value * self.distill_factor
 
     def _ask(
         self,

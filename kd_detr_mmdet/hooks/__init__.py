@@ -2,6 +2,8 @@
 
 from .checkpoint_hook import AtomicCheckpointHook
 from .cpu_time_hook import CpuTimeHook
+from .kd_warmup import KDWarmup
+from .log_hook import DistillLogHook
 from .non_finite_hook import NonFiniteHook
 from .random_state_hook import RandomStateHook
 from .report_hook import DistillReportHook
@@ -9,7 +11,9 @@ from .report_hook import DistillReportHook
 __all__ = [
     "AtomicCheckpointHook",
     "CpuTimeHook",
+    "DistillLogHook",
     "DistillReportHook",
+    "KDWarmup",
     "NonFiniteHook",
     "RandomStateHook",
 ]

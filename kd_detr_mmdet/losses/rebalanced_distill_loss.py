@@ -112,7 +112,9 @@ class RebalancedDistillLoss(nn.Module):
 
         Returns:
             dict: Scalars ``kd_loss_<name>_<cls|l1|giou>`` for the student's last decoder layer and
-            ``d<i>.kd_loss_<name>_...`` for layer i before it. Float32 under any autocast.
+            ``d<i>.kd_loss_<name>_...`` for layer i before it. Float32 under any autocast. For the
+            log alone, without gradient: the same terms before their weights, ``kd_raw_<name>_...``,
+            and the points' mean ``w``, ``kd_foreground_<name>``.
         """
         # One cast here, so that no KL, IoU or sum runs in half precision under AMP.
         student_logits, student_boxes = (t.float() for t in student[:2])
@@ -136,14 +138,31 @@ class RebalancedDistillLoss(nn.Module):
             giou=1 - elementwise_giou(student_boxes, teacher_boxes),
         )
         normalizer = self.normalizer(weight, valid)
+        raw = {term: (value * weight).sum(dim=(1, 2)) / normalizer for term, value in terms.items()}
+        return self._named(name, raw, weight.sum() / valid.sum().clamp(min=1))
+
+    def nothing(self, name: str, num_layers: int, device: torch.device) -> dict[str, Tensor]:
+        """What :meth:`forward` returns, but 0: for a step without distillation.
+
+        Args:
+            name: The set's name.
+            num_layers: L_s, of the student.
+            device: Where the zeros are wanted.
+        """
+        zeros = torch.zeros(num_layers, device=device)
+        return self._named(name, dict.fromkeys(self.weights, zeros), zeros[0])
+
+    def _named(self, name: str, raw: dict[str, Tensor], foreground: Tensor) -> dict[str, Tensor]:
+        """Unweighted terms (L_s,) and the mean weight of a set's points, by their names."""
         scale = self.set_weights.get(name, 1.0)
-        losses = {}
-        for term, value in terms.items():
-            per_layer = (value * weight).sum(dim=(1, 2)) * (scale * self.weights[term] / normalizer)
-            for layer, loss in enumerate(per_layer):
-                prefix = "" if layer == len(per_layer) - 1 else f"d{layer}."
+        losses, details = {}, {f"kd_foreground_{name}": foreground}
+        for term, values in raw.items():
+            weighted = values * (scale * self.weights[term])
+            for layer, (loss, value) in enumerate(zip(weighted, values.detach())):
+                prefix = "" if layer == len(values) - 1 else f"d{layer}."
                 losses[f"{prefix}kd_loss_{name}_{term}"] = loss
-        return losses
+                details[f"{prefix}kd_raw_{name}_{term}"] = value
+        return {**losses, **details}
 
     def foreground_weight(self, teacher_logits: Tensor, has_background: bool = False) -> Tensor:
         """``w_i = max_c p_t(c | q_i)`` for logits (bs, M, C): shape (bs, M), in [0, 1].
@@ -177,11 +196,12 @@ class RebalancedDistillLoss(nn.Module):
 
     def normalizer(self, weight: Tensor, valid: Tensor) -> Tensor:
         """``Z`` for this rank: the mean over ranks, since DDP averages the ranks' gradients."""
-        total = {
-            "weight": weight.sum(),
-            "points": valid.sum().to(weight.dtype),
-            "images": weight.new_tensor(float(weight.size(0))),
-        }[self.normalize]
+        if self.normalize == "weight":
+            total = weight.sum()
+        elif self.normalize == "points":
+            total = valid.sum().to(weight.dtype)
+        else:
+            total = weight.new_full((), weight.size(0))
         # A tiny floor, not mmdet's 1: a floor that bites would bite at another sum on N ranks.
         return reduce_mean(total).clamp(min=1e-6 / get_world_size())
 

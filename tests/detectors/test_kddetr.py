@@ -314,6 +314,40 @@ def test_decoders_run_no_more_often_than_they_must(kd_config, batch):
     }
 
 
+def test_switched_off_the_teacher_does_nothing_and_the_losses_are_0(kd_config, batch):
+    kd, plain = build(kd_config()), build(dino_config())
+    data = batch(plain)
+    distilled = losses_of(kd, copy.deepcopy(data))
+    kd.teacher.forward_transformer = kd.teacher.extract_feat = lambda *_: 1 / 0
+    kd.distill_factor = 0.0
+    calls = []
+    kd.student.decoder.register_forward_hook(lambda *_: calls.append(1))
+    losses = losses_of(kd, copy.deepcopy(data))
+    assert len(calls) == 1
+    assert list(losses) == list(distilled)
+    assert all(value == 0 for value in kd_terms(losses).values())
+    assert all(value == 0 for value in kd.diagnostics.values())
+    ours, theirs = gradients_of(kd, data), gradients_of(plain, data)
+    for name, gradient in theirs.items():
+        assert torch.equal(ours[name], gradient), name
+
+
+def test_the_factor_is_of_every_distillation_loss_and_of_no_other(kd_config, batch):
+    kd = build(kd_config(points=dict(num_general=0)))
+    data = batch(kd)
+    whole = losses_of(kd, copy.deepcopy(data))
+    raw = dict(kd.diagnostics)
+    kd.distill_factor = 0.25
+    for name, value in losses_of(kd, data).items():
+        expected = whole[name] * 0.25 if "kd_loss" in name else whole[name]
+        torch.testing.assert_close(value, expected)
+    assert set(raw) == {name.replace("kd_loss", "kd_raw") for name in kd_terms(whole)} | {
+        "kd_foreground_specific"
+    }
+    for name, value in kd.diagnostics.items():
+        torch.testing.assert_close(value, raw[name])
+
+
 class Waits(TorchDispatchMode):
     """Counts how often a value is read from the device, for which a GPU is waited for."""
 

@@ -34,7 +34,9 @@ def random_answer(seed, layers=1, images=2, points=5, classes=3, scale=2.0):
 
 
 def loss_of(student, teacher, name="x", valid=None, **options):
-    return RebalancedDistillLoss(**{**UNIT, **options})(student, teacher, name, valid)
+    """The losses alone, without what is for the log."""
+    said = RebalancedDistillLoss(**{**UNIT, **options})(student, teacher, name, valid)
+    return {name: value for name, value in said.items() if "loss" in name}
 
 
 def close(value, expected):
@@ -548,3 +550,32 @@ def test_good_options_of_every_kind_are_taken():
                     layers=layers,
                     normalize=normalize,
                 )
+
+
+# --- for the log ----------------------------------------------------------------------------------
+
+
+def test_raw_terms_and_the_mean_weight_are_told_beside_the_losses():
+    student, teacher = six_points()
+    student.cls_scores.requires_grad_()
+    options = dict(cls_weight=2.0, l1_weight=0.0, giou_weight=3.0, set_weights=dict(x=0.5))
+    said = RebalancedDistillLoss(**options)(student, teacher, "x")
+    # w = .75, .25, .1 and .5, .9, .25.
+    assert close(said["kd_foreground_x"], 2.75 / 6)
+    assert close(said["kd_raw_x_l1"], 0.835 / 2.75)
+    assert said["kd_loss_x_l1"] == 0
+    assert close(said["kd_loss_x_giou"], 1.5 * said["kd_raw_x_giou"].item())
+    details = {name for name in said if "loss" not in name}  # MMEngine sums whatever is a loss
+    assert details == {"kd_foreground_x", *(f"kd_raw_x_{term}" for term in TERMS)}
+    assert not any(said[name].requires_grad for name in details)
+    seen = torch.tensor([[True, True, False], [True, False, False]])
+    said = RebalancedDistillLoss()(student, teacher, "x", seen)
+    assert close(said["kd_foreground_x"], 1.5 / 3)
+
+
+def test_nothing_has_the_names_of_a_step_and_is_0():
+    student, teacher = random_answer(0, layers=3), random_answer(1)
+    loss = RebalancedDistillLoss()
+    nothing = loss.nothing("general", 3, torch.device("cpu"))
+    assert list(nothing) == list(loss(student, teacher, "general"))
+    assert all(value == 0 and value.dim() == 0 for value in nothing.values())

@@ -27,12 +27,16 @@ def test_distils_tests_and_resumes(write_config, run, tmp_path):
     config = write_config()
     code, _, out = run("train.py", config)
     assert code == 0
-    # The summary, and every term of the loss.
+    # The summary, and the last layer's terms of the loss; the others are for the back-ends.
     assert re.search(r"student  DINO, 0\.09 M parameters, .* GFLOPs at 64x48", out)
     assert re.search(r"teacher\.pth \(sha256 [0-9a-f]{8}\)", out)
     assert "16 specific (the teacher's queries) + 10 general (uniform) per image" in out
-    for term in ("kd_loss_specific_cls: ", "d0.kd_loss_general_giou: "):
+    for term in ("kd_loss_specific_cls: ", "kd_loss_general_giou: ", "kd_share: "):
         assert term in out
+    assert "d0.kd_" not in out
+    scalars = next((tmp_path / "work").glob("*/vis_data/scalars.json")).read_text()
+    for term in ("d0.kd_loss_general_giou", "d0.kd_raw_specific_cls", "kd_foreground_general"):
+        assert f'"{term}"' in scalars
     # Versions, hooks and initial weights go to the file.
     log = next((tmp_path / "work").glob("*/*.log")).read_text()
     for told in ("System environment:", "Hooks will be executed", "Initialized by user-defined"):
