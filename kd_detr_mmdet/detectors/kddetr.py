@@ -163,12 +163,13 @@ class KDDETR(BaseDetector):
                 self._add(losses, self.distill_loss.nothing(name, layers, batch_inputs.device))
             check_finite(losses, batch_data_samples)
             return losses
+        # The teacher first: what it needs in between is free again before the student's graph grows.
+        with preserved_rng(batch_inputs.device), torch.no_grad():
+            images = self._teacher_pixels(batch_inputs, batch_data_samples)
+            teacher_record = self.teacher_family.look(images, batch_data_samples)
         with self.student_family.recording() as student_record:
             losses = self._student_loss(batch_inputs, batch_data_samples)
         with preserved_rng(batch_inputs.device):
-            with torch.no_grad():
-                images = self._teacher_pixels(batch_inputs, batch_data_samples)
-                teacher_record = self.teacher_family.look(images, batch_data_samples)
             looks: list[Look] = []
             if isinstance(self.point_generator, QueryPairing):
                 answers = self._pair(student_record, teacher_record, batch_data_samples)
