@@ -1,10 +1,12 @@
-# `make demo` and `make test` set everything up in .venv first, once.
+# `make demo` and `make test` set everything up in .venv first, once; `make test-official`, which
+# tests on the official OpenMMLab distributions, does so in .venv-official.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+OFFICIAL := .venv-official
 
-.PHONY: demo test test-slow lint setup doctor
+.PHONY: demo test test-slow test-official lint setup doctor
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -15,6 +17,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
+
+test-official: $(OFFICIAL)/.ready
+	$(OFFICIAL)/bin/python tools/doctor.py
+	$(OFFICIAL)/bin/python -m pytest -m "not slow"
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -27,10 +33,12 @@ setup: $(READY)
 
 # Without isolation the package's build sees what is installed (setup.py asks), and needs no network.
 $(READY): requirements.txt setup.py
+$(OFFICIAL)/.ready: requirements-official.txt setup.py
+$(READY) $(OFFICIAL)/.ready:
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))" || \
 		{ echo "Python 3.10 to 3.12 is needed: make PYTHON=python3.11 ..."; exit 1; }
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade "setuptools>=77" wheel
-	$(RUN) -m pip install --quiet -r requirements.txt
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade "setuptools>=77" wheel
+	$(@D)/bin/python -m pip install --quiet -r $<
+	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

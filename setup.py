@@ -8,27 +8,32 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 # OpenMMLab's distributions and the maintained fork's share their import names: installing one over
-# the other breaks both. So what is there already is what is asked for.
-FAMILIES = {
-    "mmengine": ("onedl-mmengine>=0.10.8", ("mmengine", "mmengine-lite")),
-    "mmcv": ("onedl-mmcv>=2.3", ("mmcv", "mmcv-lite")),
-    "mmdet": ("onedl-mmdetection>=3.5", ("mmdet",)),
+# the other breaks both. So the family that is there already is the one that is asked for.
+FORK = ["onedl-mmengine>=0.10.8", "onedl-mmcv>=2.3", "onedl-mmdetection>=3.5"]
+# Alternatives of one package, the one to install first; mmcv-lite has no compiled operators.
+OFFICIAL = {
+    ("mmengine", "mmengine-lite"): ">=0.10,<0.11",
+    ("mmcv-lite", "mmcv"): ">=2.1,<2.2",
+    ("mmdet",): ">=3.3,<3.4",
 }
 
 
+def is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def openmmlab_requirements() -> list[str]:
-    """The maintained fork's distributions, less those whose official ones are installed."""
-    wanted = []
-    for fork, officials in FAMILIES.values():
-        for official in officials:
-            try:
-                version(official)
-            except PackageNotFoundError:
-                continue
-            break
-        else:
-            wanted.append(fork)
-    return wanted
+    """The official distributions where any of them is installed, else the maintained fork's."""
+    found = [[name for name in names if is_installed(name)] for names in OFFICIAL]
+    if not any(found):
+        return FORK
+    return [
+        (there or names)[0] + versions for there, (names, versions) in zip(found, OFFICIAL.items())
+    ]
 
 
 setup(

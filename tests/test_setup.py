@@ -26,14 +26,20 @@ def requirements(monkeypatch, installed):
     return {r.split(">")[0] for r in asked["install_requires"]} - {"torch", "numpy", "pycocotools"}
 
 
+FORK = {"onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"}
+
+
 @pytest.mark.parametrize(
     ("installed", "asked"),
     [
-        ((), {"onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"}),
-        (("mmengine", "mmcv", "mmdet"), set()),
-        (("mmengine-lite", "mmcv-lite", "mmdet"), set()),
-        (("onedl-mmcv",), {"onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"}),
+        ((), FORK),
+        (("onedl-mmcv",), FORK),
+        (("mmengine", "mmcv", "mmdet"), {"mmengine", "mmcv", "mmdet"}),
+        (("mmengine-lite", "mmcv-lite", "mmdet"), {"mmengine-lite", "mmcv-lite", "mmdet"}),
+        # The fork's mmcv would bring its mmengine, over the one that is there.
+        (("mmengine",), {"mmengine", "mmcv-lite", "mmdet"}),
+        (("mmcv",), {"mmengine", "mmcv", "mmdet"}),
     ],
 )
-def test_it_asks_for_the_fork_only_where_the_official_ones_are_not(monkeypatch, installed, asked):
+def test_it_asks_for_one_family_and_keeps_what_is_there(monkeypatch, installed, asked):
     assert requirements(monkeypatch, installed) == asked

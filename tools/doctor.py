@@ -18,9 +18,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_VERSIONS = ((3, 10), (3, 12))
-INSTALL = "pip install -r requirements.txt"
-# The official packages and the maintained fork's, which is tested, overwrite each other's files.
-REPLACE_OFFICIAL = f"pip uninstall -y mmengine mmengine-lite mmcv mmcv-lite mmdet && {INSTALL}"
 # Distributions that install the same import name: the maintained fork's, and the official ones.
 DISTRIBUTIONS = {
     "mmengine": ("onedl-mmengine", "mmengine", "mmengine-lite"),
@@ -29,6 +26,28 @@ DISTRIBUTIONS = {
     "cv2": ("opencv-python", "opencv-python-headless"),
     "pycocotools": ("pycocotools",),
 }
+OPENMMLAB = ("mmengine", "mmcv", "mmdet")
+
+
+def installed(name: str) -> list[tuple[str, str]]:
+    """Distributions that pip knows of an import name, and their versions."""
+    found = []
+    for distribution in DISTRIBUTIONS[name]:
+        try:
+            found.append((distribution, metadata.version(distribution)))
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def install_command() -> str:
+    """The command that installs all that is tested together, of the family that is there."""
+    there = {distribution for name in OPENMMLAB for distribution, _ in installed(name)}
+    official = there and not any(distribution.startswith("onedl-") for distribution in there)
+    return f"pip install -r requirements{'-official' if official else ''}.txt"
+
+
+INSTALL = install_command()
 
 
 class Problem(Exception):
@@ -104,12 +123,7 @@ def check_torchvision() -> str:
 
 def check_package(name: str) -> str:
     """Version and distribution of a package that imports."""
-    found = []
-    for distribution in DISTRIBUTIONS[name]:
-        try:
-            found.append((distribution, metadata.version(distribution)))
-        except metadata.PackageNotFoundError:
-            continue
+    found = installed(name)
     # OpenCV's two are the same code, and packages ask for either.
     if len(found) > 1 and name != "cv2":
         both = " ".join(distribution for distribution, _ in found)
@@ -118,7 +132,9 @@ def check_package(name: str) -> str:
         )
     remedy = INSTALL
     if name == "mmdet" and found and found[0][0] == "mmdet":
-        remedy = REPLACE_OFFICIAL  # it refuses mmcv 2.2 and newer
+        # It refuses mmcv 2.2 and newer. All go, since the families overwrite each other's files.
+        replaced = [there for package in OPENMMLAB for there, _ in installed(package)]
+        remedy = f"pip uninstall -y {' '.join(replaced)} && {INSTALL}"
     import_or_problem(name, remedy)
     return ", ".join(" ".join(pair) for pair in found) or "imports, but pip does not know it"
 
@@ -165,21 +181,30 @@ def check_operators() -> str:
 
 def check_checkpoint() -> str:
     """A checkpoint of MMEngine's, as a teacher's is, written and read again."""
-    import_or_problem("torch")
-    import_or_problem("mmengine")
+    import_or_problem("kd_detr_mmdet")
     import torch
     from mmengine.logging import HistoryBuffer
-    from mmengine.runner import CheckpointLoader
+
+    from kd_detr_mmdet.utils.checkpoints import read_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "checkpoint.pth")
         torch.save({"state_dict": {}, "message_hub": {"loss": HistoryBuffer([1.0], [1])}}, path)
         try:
-            CheckpointLoader.load_checkpoint(path, map_location="cpu", logger="silent")
-        except Exception as error:  # official MMEngine on PyTorch 2.6 and newer
-            what = f"mmengine cannot read its own checkpoints ({first_line(error)})"
-            raise Problem(what, REPLACE_OFFICIAL) from error
+            read_checkpoint(path, "checkpoint")
+        except Exception as error:
+            raise Problem(f"mmengine's cannot be read ({first_line(error)})") from error
     return "can be read"
+
+
+def check_configs() -> str:
+    """One of mmdet's own configs, which nearly every experiment inherits."""
+    hub = import_or_problem("mmengine.hub")
+    try:
+        hub.get_config("mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py")
+    except Exception as error:  # as a rule, official MMEngine without pkg_resources
+        raise Problem(f"mmdet's cannot be read ({first_line(error)})") from error
+    return "mmdet's can be read"
 
 
 CHECKS = {
@@ -194,6 +219,7 @@ CHECKS = {
     "kd_detr_mmdet": check_project,
     "operators": check_operators,
     "checkpoints": check_checkpoint,
+    "configs": check_configs,
 }
 
 

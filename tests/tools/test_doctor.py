@@ -1,6 +1,7 @@
 """tools/doctor.py: what it reports, and when it says that training can run."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import warnings
@@ -52,7 +53,7 @@ def test_missing_package(tmp_path, package):
     done = run_without(package, tmp_path)
     assert done.returncode == 1, done.stdout
     assert f"{package} is not installed" in done.stdout
-    assert "  pip install -r requirements.txt" in done.stdout
+    assert re.search("^  pip install -r requirements.*txt$", done.stdout, re.MULTILINE)
     assert "Training can run" not in done.stdout
     assert not done.stderr
 
@@ -94,7 +95,29 @@ def test_official_mmdet_that_refuses_is_replaced(doctor, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "3.3.0")
     with pytest.raises(doctor.Problem, match=r"MMCV==2\.2\.0 is used but") as caught:
         doctor.check_package("mmdet")
-    assert caught.value.remedy.startswith("pip uninstall -y mmengine")
+    names = "onedl-mmengine mmengine mmengine-lite onedl-mmcv mmcv mmcv-lite mmcv-full mmdet"
+    assert caught.value.remedy.startswith(f"pip uninstall -y {names} && pip install -r ")
+
+
+@pytest.mark.parametrize(
+    ("there", "file"),
+    [
+        ((), "requirements.txt"),
+        (("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"), "requirements.txt"),
+        (("onedl-mmcv", "mmdet"), "requirements.txt"),
+        (("mmengine", "mmcv-lite", "mmdet"), "requirements-official.txt"),
+        (("mmdet",), "requirements-official.txt"),
+    ],
+)
+def test_the_command_installs_the_family_that_is_there(doctor, monkeypatch, there, file):
+    def version(name):
+        if name not in there:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert doctor.install_command() == f"pip install -r {file}"
+    assert (PATH.parents[1] / file).is_file()
 
 
 def test_two_distributions_of_one_package(doctor, monkeypatch):
@@ -140,9 +163,20 @@ def test_checkpoint(doctor, monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError("Weights only load failed")
 
-    monkeypatch.setattr("mmengine.runner.CheckpointLoader.load_checkpoint", refuse)
-    with pytest.raises(doctor.Problem, match="cannot read its own .*Weights only"):
+    monkeypatch.setattr("torch.load", refuse)
+    with pytest.raises(doctor.Problem, match="cannot be read .*Weights only"):
         doctor.check_checkpoint()
+
+
+def test_configs(doctor, monkeypatch):
+    assert doctor.check_configs() == "mmdet's can be read"
+
+    def missing(*args):
+        raise ModuleNotFoundError("No module named 'pkg_resources'")
+
+    monkeypatch.setattr("mmengine.hub.get_config", missing)
+    with pytest.raises(doctor.Problem, match="cannot be read .*pkg_resources"):
+        doctor.check_configs()
 
 
 def test_report_goes_on_after_a_problem(doctor, monkeypatch, capsys):
