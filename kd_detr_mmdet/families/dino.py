@@ -2,9 +2,11 @@
 
 import torch
 from mmdet.models.detectors import DINO
+from mmdet.models.layers import DinoTransformerDecoder
 from torch import Tensor
 
 from ..points.distill_points import DistillPoints
+from ..utils.errors import ConfigError
 from .base import Family, Record
 
 
@@ -13,6 +15,19 @@ class DINOFamily(Family):
 
     detector_type = DINO
     has_memory = True
+
+    def __init__(self, detector: DINO, blank_content: str = "zeros") -> None:
+        super().__init__(detector, blank_content)
+        decoder = detector.decoder
+        if not isinstance(decoder, DinoTransformerDecoder):
+            return
+        # The official mmdet hands this layer 4 x 128 numbers at any width; built for 2 x width.
+        numbers = decoder.ref_point_head.layers[0].in_features
+        if numbers not in (4 * 128, 4 * decoder.embed_dims):
+            raise ConfigError(
+                f"this mmdet's DINO works at a width (embed_dims) of 256 only, not of "
+                f"{decoder.embed_dims}: take 256, or the maintained fork (requirements.txt)"
+            )
 
     def own_rows(self, record: Record) -> slice:
         return slice(-self.num_queries, None)  # in training, denoising queries come first

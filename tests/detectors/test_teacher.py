@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEACHER, build, ddq_config, dino_config, random_checkpoint
+from conftest import DINO_WIDTH, TEACHER, build, ddq_config, dino_config, random_checkpoint
 from mmdet.models.detectors import DINO
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -214,9 +214,10 @@ def test_checkpoint_of_another_architecture(tmp_path, teacher_checkpoint):
 
 
 def test_one_shape_is_told_in_full(config, saved, store):
-    saved["state_dict"]["query_embedding.weight"] = torch.zeros(20, 32)
+    saved["state_dict"]["query_embedding.weight"] = torch.zeros(20, DINO_WIDTH)
     message = refused(config, store(saved))
-    assert "1 of another shape: query_embedding.weight (20, 32) instead of (16, 32)" in message
+    told = f"query_embedding.weight (20, {DINO_WIDTH}) instead of (16, {DINO_WIDTH})"
+    assert f"1 of another shape: {told}" in message
     assert "missing" not in message
     assert "unexpected" not in message
 
@@ -250,8 +251,9 @@ def test_not_strict_loads_what_fits_and_logs_the_rest(config, saved, store, logg
 
 
 def test_not_strict_still_refuses_another_shape(config, saved, store):
-    saved["state_dict"]["query_embedding.weight"] = torch.zeros(20, 32)
-    assert "(20, 32) instead of (16, 32)" in refused(config, store(saved), strict=False)
+    saved["state_dict"]["query_embedding.weight"] = torch.zeros(20, DINO_WIDTH)
+    message = refused(config, store(saved), strict=False)
+    assert f"(20, {DINO_WIDTH}) instead of (16, {DINO_WIDTH})" in message
 
 
 # Every way to name a config

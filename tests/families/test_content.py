@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import (
+    DINO_WIDTH,
     build,
     conditional_config,
     dab_config,
@@ -10,6 +11,7 @@ from conftest import (
     deformable_config,
     detr_config,
     dino_config,
+    needs_dino_widths,
 )
 
 from kd_detr_mmdet.families import build_family, share_content
@@ -21,9 +23,9 @@ MAKERS = {
     "dino": dino_config,
     "dino 48": lambda: dino_config(width=48),
     "dino 64": lambda: dino_config(width=64),
-    "dab": dab_config,
+    "dab": lambda: dab_config(width=DINO_WIDTH),
     "dab 64": lambda: dab_config(width=64),
-    "ddq": ddq_config,
+    "ddq": lambda: ddq_config(width=DINO_WIDTH),
     "deformable": deformable_config,
     "refine": lambda: deformable_config("refine"),
     "wide": lambda: deformable_config(width=64),
@@ -62,7 +64,7 @@ def family():
         ("conditional", "conditional", True, True),
         ("detr", "detr", True, True),
         # One family, other widths: 'teacher' cannot be.
-        ("dino", "dino 48", False, None),
+        pytest.param("dino", "dino 48", False, None, marks=needs_dino_widths),
         ("dab 64", "dab", False, None),
         ("deformable", "wide", False, None),
         # Other families, the same width: only on demand.
@@ -71,7 +73,8 @@ def family():
         ("ddq", "dino", False, True),
         ("dino", "ddq", False, True),
         ("dino 256", "conditional", False, True),
-        ("deformable", "dino 64", False, True),  # 2 x 32 channels in one stage
+        # 2 x 32 channels in one stage.
+        pytest.param("deformable", "dino 64", False, True, marks=needs_dino_widths),
         # Neither.
         ("dino", "dab 64", False, None),
         ("dino", "deformable", False, None),
@@ -141,18 +144,18 @@ def hand_made(family):
 def test_blank_content_golden_numbers(blank, expected, brings):
     family = build_family(build(dino_config(num_queries=3)), blank)
     record, boxes = hand_made(family)
-    points = DistillPoints(boxes, torch.full((2, 4, 32), 7.0) if brings else None)
+    points = DistillPoints(boxes, torch.full((2, 4, DINO_WIDTH), 7.0) if brings else None)
     family.takes_content = not brings  # what comes with the points is of no use here
     content = family.content_at(points, record)
-    assert content.shape == (2, 4, 32) and not content.requires_grad
-    assert torch.equal(content, torch.tensor(expected)[..., None].expand(-1, -1, 32))
+    assert content.shape == (2, 4, DINO_WIDTH) and not content.requires_grad
+    assert torch.equal(content, torch.tensor(expected)[..., None].expand(-1, -1, DINO_WIDTH))
 
 
 @pytest.mark.parametrize("blank", ["zeros", "mean", "nearest"])
 def test_content_that_comes_with_points_goes_before_blank(blank):
     family = build_family(build(dino_config(num_queries=3)), blank)
     record, boxes = hand_made(family)
-    points = DistillPoints(boxes, torch.randn(2, 4, 32))
+    points = DistillPoints(boxes, torch.randn(2, 4, DINO_WIDTH))
     assert family.content_at(points, record) is points.content
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config
+from conftest import DINO_WIDTH, TEACHER, build, dino_config
 from mmdet.models.detectors import (
     DDQDETR,
     DINO,
@@ -13,6 +13,7 @@ from mmdet.models.detectors import (
     GroundingDINO,
     RetinaNet,
 )
+from mmdet.models.layers import MLP
 
 from kd_detr_mmdet.families import DINOFamily, build_family, share_content
 from kd_detr_mmdet.points import DistillPointGenerator, DistillPoints
@@ -20,7 +21,10 @@ from kd_detr_mmdet.utils import ConfigError
 
 ONE_SIZE = ((3, 64, 96), (3, 64, 96))
 TWO_SIZES = ((3, 64, 96), (3, 48, 80))
-WIDE = dict(TEACHER, width=48)  # other width, depth, number of queries and levels than a student's
+WIDTH = max(DINO_WIDTH, 48)
+WIDE = dict(
+    TEACHER, width=WIDTH
+)  # other width, depth, number of queries and levels than a student's
 
 
 def detector(seed=0, **options):
@@ -127,10 +131,17 @@ def test_the_last_call_is_remembered(student, batch):
     assert not torch.equal(first["hidden_states"], record["outputs"]["hidden_states"])
 
 
+def test_a_width_that_the_official_mmdet_cannot_decode_is_refused():
+    model = build(dino_config(width=64))
+    model.decoder.ref_point_head = MLP(2 * 64, 64, 64, 2)  # as the official one builds it
+    with pytest.raises(ConfigError, match=r"width \(embed_dims\) of 256 only, not of 64: take 256"):
+        DINOFamily(model)
+
+
 def test_what_a_family_knows_of_its_detector(student, teacher):
     known = "content_dims", "num_decoder_layers", "num_class_scores", "num_queries", "box_dims"
-    assert [getattr(DINOFamily(student), name) for name in known] == [32, 2, 4, 12, 4]
-    assert [getattr(DINOFamily(teacher), name) for name in known] == [48, 3, 4, 16, 4]
+    assert [getattr(DINOFamily(student), name) for name in known] == [DINO_WIDTH, 2, 4, 12, 4]
+    assert [getattr(DINOFamily(teacher), name) for name in known] == [WIDTH, 3, 4, 16, 4]
     assert not DINOFamily(student).has_background
 
 
@@ -143,7 +154,7 @@ def test_asked_at_its_own_queries_a_detector_repeats_itself(teacher, batch, shap
     record = look(family, batch(teacher, shapes))
     assert (record["inputs"]["memory_mask"] is None) == (shapes is ONE_SIZE)
     queries = family.queries(record)
-    assert queries.num_points == 16 and queries.content.shape == (2, 16, 48)
+    assert queries.num_points == 16 and queries.content.shape == (2, 16, WIDTH)
     assert torch.equal(queries.content[1], teacher.query_embedding.weight)
     with torch.no_grad():
         own, again = family.own_answer(record), family.answer(record, queries)
@@ -157,7 +168,7 @@ def test_asked_at_its_own_queries_a_detector_repeats_itself(teacher, batch, shap
 def test_points_decoded_apart_equal_points_under_an_isolating_mask(student, batch, shapes):
     family = DINOFamily(student)
     record = look(family, batch(student, shapes))
-    queries, points = family.queries(record), with_content(general(), 32)
+    queries, points = family.queries(record), with_content(general(), DINO_WIDTH)
     own = queries.num_points
     mask = torch.ones(own + 7, own + 7, dtype=torch.bool)  # True: may not be seen
     mask[:own, :own] = mask[own:, own:] = False
@@ -257,7 +268,7 @@ def test_a_students_answer_teaches_its_whole_network_but_not_its_own_queries(bat
 def test_more_queries_than_places_in_a_small_image(batch):
     # DINO's top-k then takes places in the padding, whose proposals are infinite: boxes of 1.0.
     shapes = ((3, 128, 128), (3, 32, 32))
-    student, teacher = detector(num_queries=60), detector(1, num_queries=60, levels=3, width=48)
+    student, teacher = detector(num_queries=60), detector(1, num_queries=60, levels=3, width=WIDTH)
     families = DINOFamily(student), DINOFamily(teacher)
     share_content(*families, "auto")
     data = batch(student, shapes)
@@ -340,9 +351,9 @@ def test_the_content_changes_the_answer(student, batch):
     points = general()
     with torch.no_grad():
         blank = family.answer(record, points)
-        filled = family.answer(record, with_content(points, 32))
+        filled = family.answer(record, with_content(points, DINO_WIDTH))
         family.takes_content = False
-        ignored = family.answer(record, with_content(points, 32))
+        ignored = family.answer(record, with_content(points, DINO_WIDTH))
     assert not torch.allclose(blank.cls_scores, filled.cls_scores, atol=1e-2)
     assert torch.equal(blank.cls_scores, ignored.cls_scores)
 

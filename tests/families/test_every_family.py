@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILY_CONFIGS, build, noisy
+from conftest import DINO_WIDTH, FAMILY_CONFIGS, build, noisy
 
 from kd_detr_mmdet.families import Family, build_family
 from kd_detr_mmdet.points import DistillPoints
@@ -23,7 +23,7 @@ TYPES = dict(
 )
 # (content_dims, box_dims) at a width of 32, or of 256 where mmdet has no other.
 DIMS = dict(
-    dino=(32, 4),
+    dino=(DINO_WIDTH, 4),
     dab=(32, 4),
     deformable=(64, 2),
     refine=(64, 2),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build, dab_config, ddq_config, dino_config
+from conftest import DINO_WIDTH, build, dab_config, ddq_config, dino_config
 
 from kd_detr_mmdet.families import build_family
 from kd_detr_mmdet.points import DistillPoints
@@ -13,7 +13,7 @@ from kd_detr_mmdet.utils import ConfigError
 def record():
     """Two levels of 4 x 6 and 2 x 3 places; in the second image half of the width is padding."""
     places = torch.arange(24 + 6, dtype=torch.float)
-    memory = torch.stack([places, places + 100])[..., None].expand(-1, -1, 32)
+    memory = torch.stack([places, places + 100])[..., None].expand(-1, -1, DINO_WIDTH)
     return dict(
         inputs=dict(
             memory=memory,
@@ -38,14 +38,14 @@ def test_the_place_of_a_box_in_the_memory(record):
     assert content[0, :, 0].tolist() == [15, 29, 23, 24]
     # Half of the second image's width: column 0.5 * 0.5 * 6 = 1, at the right border 3 and 1.
     assert content[1, :, 0].tolist() == [113, 128, 121, 124]
-    assert content.shape == (2, 4, 32)
+    assert content.shape == (2, 4, DINO_WIDTH)
 
 
 def test_ddq_maps_it_as_it_maps_its_own_queries(record):
-    ddq = build(ddq_config())
+    ddq = build(ddq_config(DINO_WIDTH))
     boxes = torch.tensor([[[0.5, 0.5, 0.05, 0.05]]]).expand(2, -1, -1)
     content = build_family(ddq, "memory").content_at(DistillPoints(boxes), record)
-    expected = ddq.query_map(torch.full((32,), 15.0))
+    expected = ddq.query_map(torch.full((DINO_WIDTH,), 15.0))
     assert torch.allclose(content[0, 0], expected)
     assert not content.requires_grad
 

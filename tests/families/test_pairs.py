@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from conftest import (
+    DINO_WIDTH,
     FAMILY_CONFIGS,
     build,
     conditional_config,
@@ -95,11 +96,12 @@ def test_detr_teaches_no_other_family(other):
 @pytest.mark.parametrize("content", ["auto", "teacher", "blank"])
 @pytest.mark.parametrize("other", ["dino", "dab", "ddq"])  # whose queries have DETR's width
 def test_detr_shares_no_other_familys_queries(other, content):
-    both = detr_config(), FAMILY_CONFIGS[other]
+    width = DINO_WIDTH if other == "dino" else 32
+    both = detr_config(width), FAMILY_CONFIGS[other]
     message = refused(*both, points=ONLY_SPECIFIC, student_content=content)
     assert "DETR's queries have no coordinates" in message
     assert "a DETR of the same width only" in message
-    assert f"the teacher is a {FAMILY_CONFIGS[other].type} of width 32" in message
+    assert f"the teacher is a {FAMILY_CONFIGS[other].type} of width {width}" in message
 
 
 @pytest.mark.parametrize("points", [{}, dict(num_general=5), dict(num_general=5, specific=False)])
