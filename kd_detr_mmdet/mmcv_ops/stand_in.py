@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
@@ -61,11 +62,19 @@ class StandIn(ModuleType):
         def missing(*args: Any, **kwargs: Any) -> NoReturn:
             raise NotImplementedError(
                 f"mmcv's operator '{name}' is not available: {self._reason}. Use a model without "
-                f"it, or compile mmcv (20 minutes or more): {COMPILE_COMMAND}"
+                f"it, or {_remedy()}"
             )
 
         missing.__name__ = missing.__qualname__ = name
         return missing
+
+
+def _remedy() -> str:
+    try:
+        metadata.version("onedl-mmcv")
+    except metadata.PackageNotFoundError:  # not known to compile on a PyTorch this new
+        return "an mmcv whose operators were compiled for this PyTorch"
+    return f"compile mmcv (20 minutes or more): {COMPILE_COMMAND}"
 
 
 def provide_mmcv_ops() -> None:

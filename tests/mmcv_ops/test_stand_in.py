@@ -79,10 +79,19 @@ def test_without_mmcv(no_extension, monkeypatch):
         provide_mmcv_ops()
 
 
-def test_missing_operator_raises_when_called(extension):
+@pytest.mark.parametrize(
+    ("installed", "remedy"),
+    [("onedl-mmcv", "compile mmcv .*pip install"), ("mmcv-lite", "compiled for this PyTorch$")],
+)
+def test_missing_operator_raises_when_called(extension, monkeypatch, installed, remedy):
+    def version(name):
+        if name != installed:
+            raise stand_in.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(stand_in.metadata, "version", version)
     operator = extension.deform_conv_forward  # having it must not raise
     assert operator.__name__ == "deform_conv_forward"
-    with pytest.raises(NotImplementedError, match="'deform_conv_forward'.*pip install"):
+    with pytest.raises(NotImplementedError, match=f"'deform_conv_forward'.*{remedy}"):
         operator(torch.zeros(1), groups=1)
 
 
