@@ -217,6 +217,23 @@ class KDDETR(BaseDetector):
             labels = self.class_map.student_labels(target.cls_scores[-1].argmax(-1))
             answer = student.answer(student_record, points, labels, looks)
             yield name, self.class_map.of_student(answer), target, None
+        if self.point_generator.proposals:
+            yield self._proposals(student_record, teacher_record)
+
+    def _proposals(self, student_record: Record, teacher_record: Record) -> tuple:
+        """Both encoders' proposals, at every place of the memory."""
+        with torch.no_grad():
+            target, valid = self.teacher_family.proposals(teacher_record)
+        answer, own_valid = self.student_family.proposals(student_record)
+        if valid.shape != own_valid.shape:
+            raise ConfigError(
+                f"points.proposals: the student's memory has {own_valid.size(1)} places and the "
+                f"teacher's {valid.size(1)}: take models with the same feature levels, or "
+                "points.proposals=False"
+            )
+        if self.student_family.proposes == "classes":
+            target, answer = self.class_map.of_teacher(target), self.class_map.of_student(answer)
+        return "proposals", answer, target, valid & own_valid
 
     def _pair(
         self, student_record: Record, teacher_record: Record, batch_data_samples: SampleList
@@ -350,6 +367,13 @@ def check_places(model: KDDETR) -> None:
         raise ConfigError(
             f"points.type='CoordinateSampler' takes the boxes of a two-stage student, and "
             f"{type(model.student).__name__} is none: use 'DistillPointGenerator'"
+        )
+    proposed = [family.proposes for family in (student, teacher)]
+    if model.point_generator.proposals and (None in proposed or proposed[0] != proposed[1]):
+        raise ConfigError(
+            f"points.proposals compares what two encoders propose, which "
+            f"{type(model.student).__name__} and {type(model.teacher).__name__} do not do alike: "
+            "it is for pairs of DINO and DDQ-DETR, or of two-stage Deformable DETR"
         )
     placeless = [f.detector for f in (student, teacher) if f.box_dims == 0]
     if not placeless:

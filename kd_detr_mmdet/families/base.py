@@ -196,6 +196,33 @@ class Family(ABC):
         ``content`` has shape (bs, M, content_dims); None where ``content_dims`` is 0.
         """
 
+    @property
+    def proposes(self) -> str | None:
+        """str: Whether the encoder scores its proposals for each of the ``'classes'`` or, by the
+        first score alone, for any ``'object'``; None where it proposes nothing.
+        """
+        return None
+
+    def proposals(self, record: Record) -> tuple[Answer, Tensor]:
+        """What a two-stage detector's encoder proposes, at every place of its memory.
+
+        These are the proposals of which the detector takes the best as its queries' boxes.
+
+        Returns:
+            tuple: An answer of one layer at M places, and which of them are within the image,
+            shape (bs, M).
+        """
+        detector, inputs = self.detector, record["inputs"]
+        memory, anchors = detector.gen_encoder_output_proposals(
+            inputs["memory"], inputs["memory_mask"], inputs["spatial_shapes"]
+        )
+        head, stage = detector.bbox_head, detector.decoder.num_layers
+        boxes = (head.reg_branches[stage](memory) + anchors).sigmoid()
+        scores = head.cls_branches[stage](memory)
+        if self.proposes == "object":
+            scores = scores[..., :1]
+        return Answer(scores[None], boxes[None]), anchors.isfinite().all(-1)
+
     def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
         """What the encoder says at boxes (bs, M, 4), shape (bs, M, content_dims)."""
         raise NotImplementedError

@@ -31,6 +31,10 @@ class DeformableDETRFamily(Family):
     def content_dims(self) -> int:
         return 0 if self.detector.as_two_stage else 2 * self.detector.embed_dims
 
+    @property
+    def proposes(self) -> str | None:
+        return "object" if self.detector.as_two_stage else None
+
     def queries(self, record: Record) -> DistillPoints:
         inputs = record["inputs"]
         places = inputs["reference_points"].detach().float()

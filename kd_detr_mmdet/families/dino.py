@@ -29,6 +29,10 @@ class DINOFamily(Family):
                 f"{decoder.embed_dims}: take 256, or the maintained fork (requirements.txt)"
             )
 
+    @property
+    def proposes(self) -> str:
+        return "classes"
+
     def own_rows(self, record: Record) -> slice:
         return slice(-self.num_queries, None)  # in training, denoising queries come first
 

@@ -30,6 +30,9 @@ class DistillPointGenerator:
         distribution: ``'uniform'``: ``cx, cy, w, h ~ U(0, 1)`` (the paper's text); ``'normal'``:
             ``sigmoid(N(0, 1))``, denser in the centre (the authors' DAB-DETR code).
         seed: Seed of the draw. None takes PyTorch's, which MMEngine's ``randomness`` sets.
+        proposals: Whether the encoders' proposals are compared as well, at every place of the
+            memory: they decide where a two-stage detector's queries look, which points do not
+            teach. Ours, not the paper's.
 
     Raises:
         ConfigError: If an argument is out of range or no point is left to distil at.
@@ -41,6 +44,7 @@ class DistillPointGenerator:
         specific: bool = True,
         distribution: str = "uniform",
         seed: int | None = None,
+        proposals: bool = False,
     ) -> None:
         if isinstance(num_general, bool) or not isinstance(num_general, int) or num_general < 0:
             raise ConfigError(
@@ -49,7 +53,10 @@ class DistillPointGenerator:
         if not isinstance(specific, bool):
             raise ConfigError(f"points.specific must be True or False, got {specific!r}")
         self.num_general = num_general
+        if not isinstance(proposals, bool):
+            raise ConfigError(f"points.proposals must be True or False, got {proposals!r}")
         self.specific = specific
+        self.proposals = proposals
         if not self.set_names:
             raise ConfigError(
                 "points leave nothing to distil: set points.num_general above 0 or "
@@ -84,8 +91,9 @@ class DistillPointGenerator:
 
     @property
     def set_names(self) -> tuple[str, ...]:
-        """tuple: Names of the sets that this generator makes."""
-        return ("specific",) * self.specific + ("general",) * bool(self.num_general)
+        """tuple: Names of the sets that are compared; the proposals are the models' own."""
+        wanted = dict(specific=self.specific, general=self.num_general, proposals=self.proposals)
+        return tuple(name for name, want in wanted.items() if want)
 
     def general(
         self, batch_size: int, step: tuple[int, ...], device: torch.device | str = "cpu"
@@ -114,5 +122,5 @@ class DistillPointGenerator:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(num_general={self.num_general}, specific={self.specific}, "
-            f"distribution={self.distribution!r}, seed={self.seed})"
+            f"distribution={self.distribution!r}, seed={self.seed}, proposals={self.proposals})"
         )

@@ -128,6 +128,7 @@ def test_points_are_drawn_on_the_cpu_and_moved_to_the_queries():
     [
         *[(dict(num_general=bad), "points.num_general") for bad in (-1, True, 3.0, "300", None)],
         *[(dict(specific=bad), "points.specific") for bad in (1, "yes", None)],
+        (dict(proposals=1), "points.proposals must be True or False, got 1"),
         *[(dict(distribution=bad), "points.distribution") for bad in ("gauss", None, 1)],
         *[(dict(seed=bad), "points.seed") for bad in (1.5, "0", True)],
         (dict(num_general=0, specific=False), "nothing to distil"),
