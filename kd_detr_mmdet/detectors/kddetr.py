@@ -159,11 +159,11 @@ class KDDETR(BaseDetector):
         if self.distill_factor == 0:
             losses = self._student_loss(batch_inputs, batch_data_samples)
             for name in self.point_generator.set_names:  # logged as 0, on every rank
-                layers = self.student_family.num_decoder_layers
+                layers = self.student_family.num_decoder_layers if name != "proposals" else 1
                 self._add(losses, self.distill_loss.nothing(name, layers, batch_inputs.device))
             check_finite(losses, batch_data_samples)
             return losses
-        # The teacher first: what it needs in between is free again before the student's graph grows.
+        # The teacher first: what it needs in between is free before the student's graph grows.
         with preserved_rng(batch_inputs.device), torch.no_grad():
             images = self._teacher_pixels(batch_inputs, batch_data_samples)
             teacher_record = self.teacher_family.look(images, batch_data_samples)
