@@ -1,4 +1,4 @@
-# Distilling what the encoders propose, beside or instead of points: a tiny DINO on generated images.
+# Distilling what the encoders propose, beside or instead of points: a tiny DINO, generated images.
 title = "The encoders' proposals: DINO on generated images"
 seeds = [0, 1, 2, 3, 4]
 data = dict(train=600, val=150, size=(128, 96))
