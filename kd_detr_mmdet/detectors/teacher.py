@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
+from ..families.dino import from_official
 from ..utils.checkpoints import read_checkpoint
 from ..utils.configs import DetectorSource, model_config
 from ..utils.errors import ConfigError, shorten
@@ -142,7 +143,7 @@ def load_strictly(
         ConfigError: If the file is missing, unreadable, or of another architecture.
     """
     content = read_checkpoint(checkpoint, what, trust)
-    weights = weights_of(content)
+    weights = from_official(weights_of(content), detector)
     own = detector.state_dict()
     problems = {
         # Checkpoints from before PyTorch counted batches lack these, and inference needs none.

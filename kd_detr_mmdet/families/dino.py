@@ -3,11 +3,31 @@
 import torch
 from mmdet.models.detectors import DINO
 from mmdet.models.layers import DinoTransformerDecoder
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..points.distill_points import DistillPoints
 from ..utils.errors import ConfigError
 from .base import Family, Record
+
+
+def from_official(weights: dict[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
+    """Weights of the official mmdet's DINO, as its zoo has them, for the maintained fork's.
+
+    Their decoders read a sine encoding of a box: of each of its four coordinates, the official one
+    takes 64 frequencies, the fork at a width of 256 takes 128, of which every other is an official
+    one. The layer that reads them gets zeros for the rest, so that both answer alike.
+
+    Returns:
+        dict: The weights as they are wherever this is not the difference.
+    """
+    key = "decoder.ref_point_head.layers.0.weight"
+    layer, own = weights.get(key), detector.state_dict().get(key)
+    if layer is None or own is None or (layer.shape, own.shape) != ((256, 512), (256, 1024)):
+        return weights
+    wider = layer.new_zeros(own.shape)
+    # (channels, coordinates, frequencies, sine and cosine)
+    wider.unflatten(1, (4, 128, 2))[:, :, ::2] = layer.unflatten(1, (4, 64, 2))
+    return {**weights, key: wider}
 
 
 class DINOFamily(Family):

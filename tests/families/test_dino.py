@@ -14,8 +14,10 @@ from mmdet.models.detectors import (
     RetinaNet,
 )
 from mmdet.models.layers import MLP
+from mmdet.models.layers.transformer.utils import coordinate_to_encoding
 
 from kd_detr_mmdet.families import DINOFamily, build_family, share_content
+from kd_detr_mmdet.families.dino import from_official
 from kd_detr_mmdet.points import DistillPointGenerator, DistillPoints
 from kd_detr_mmdet.utils import ConfigError
 
@@ -398,3 +400,20 @@ def test_another_detector_is_refused_by_name(student):
         build_family(retinanet)
     assert "RetinaNet cannot be distilled" in str(error.value)
     assert "DINO" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_of_the_official_dino_answer_alike():
+    """mmdet 3.3 encodes a box by 4 x 128 numbers, the maintained fork by 4 x width."""
+    detector = build(dino_config(width=256))
+    key = "decoder.ref_point_head.layers.0.weight"
+    own = detector.state_dict()
+    if own[key].shape != (256, 1024):
+        pytest.skip("this is the official mmdet")
+    official = {**own, key: torch.randn(256, 512)}
+    wider = from_official(official, detector)
+    boxes = torch.rand(2, 5, 4)
+    expected = coordinate_to_encoding(boxes, num_feats=128) @ official[key].T
+    answered = coordinate_to_encoding(boxes, num_feats=256) @ wider[key].T
+    assert torch.allclose(answered, expected, atol=1e-4)
+    detector.load_state_dict(wider)
+    assert from_official(own, detector) is own
