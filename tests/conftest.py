@@ -5,7 +5,7 @@ import json
 import runpy
 import sys
 import uuid
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import kd_detr_mmdet  # noqa: F401  isort: skip  (provides mmcv's operators, so before mmdet)
@@ -16,6 +16,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.hub import get_config
@@ -371,6 +372,8 @@ def run(monkeypatch, capfd):
         with monkeypatch.context() as patch:
             # train.py has MMEngine read checkpoints in another way from then on.
             patch.setattr(CheckpointLoader, "_schemes", CheckpointLoader._schemes.copy())
+            # It would log to the folder of an earlier run in this process.
+            patch.setattr(DetLocalVisualizer, "_instance_dict", OrderedDict())
             patch.setattr(sys, "argv", [name, *map(str, arguments)])
             patch.setattr(Config, "pretty_text", property(plain_text))
             try:
