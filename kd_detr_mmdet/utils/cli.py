@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import datetime
 import io
 import os
 import sys
@@ -15,6 +16,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from .errors import ConfigError, NonFiniteLossError
+
+TIMEOUT_S = 600  # for which a process waits for the others
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +63,12 @@ def read_config(args: argparse.Namespace) -> Config:
     if not isinstance(cfg.get("model"), dict) or "type" not in cfg.model:
         raise ConfigError(f"config {args.config!r} holds no 'model' with a 'type'")
     cfg.launcher = args.launcher
+    if args.launcher != "none":
+        env = cfg.setdefault("env_cfg", {}).setdefault("dist_cfg", dict(backend="nccl"))
+        timeout = datetime.timedelta(seconds=env.setdefault("timeout", TIMEOUT_S))
     if args.launcher == "pytorch" and not torch.cuda.is_available():
         # MMEngine's own launch and wrapper ask for a GPU before they look at the backend.
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("gloo", timeout=timeout)
         cfg.setdefault(
             "model_wrapper_cfg",
             dict(
@@ -115,6 +121,15 @@ def _for_the_user(error: Exception) -> str | None:
         isinstance(error, AssertionError) and "failed to load image" in line
     ):
         return line
+    # Gloo raises no class of its own.
+    if isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    ):
+        return (
+            "another process of this run has ended, or did not answer within "
+            "env_cfg.dist_cfg.timeout; its output says why. Continue with --resume "
+            f"({line})"
+        )
     if isinstance(error, TypeError) and "unexpected keyword argument" in line:
         return f"unknown option in the config: {line}"
     if isinstance(error, KeyError) and "registry" in line:
