@@ -116,15 +116,16 @@ def ask(
     for index in range(len(dataset)):
         batch = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
         (sample,) = samples = batch["data_samples"]
-        pixels = model._teacher_pixels(batch["inputs"], samples)
-        record = family.look(pixels, samples)
+        record = model.teacher_look(batch["inputs"], samples)
+        with model.teacher_at_work.answering():
+            own_answer, queries = family.own_answer(record), family.queries(record)
         info = dataset.get_data_info(index)
         objects = [o for o in info["instances"] if not o["ignore_flag"]]
         # Of the annotations, not of the sample: pipelines resize before or after they load them.
         corners = torch.tensor([o["bbox"] for o in objects]).reshape(-1, 4)
         truth = relative_boxes(corners, (info["height"], info["width"]))
         sample.gt_labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
-        answers = {"its own queries": (family, family.own_answer(record), truth[:0])}
+        answers = {"its own queries": (family, own_answer, truth[:0])}
         places = {"ground truth": truth}
         for share in JITTER:
             places[f"ground truth, jittered by {share:.0%}"] = jittered(truth, share, generator)
@@ -132,14 +133,16 @@ def ask(
         if student is not None:
             own = student.look(batch["inputs"], samples)
             answers["student at its own queries"] = student, student.own_answer(own), truth[:0]
-            answer = student.answer(own, family.queries(record))
+            answer = student.answer(own, queries)
             answers["student at the teacher's queries"] = student, answer, truth[:0]
             places["the student's boxes"] = student.queries(own).boxes[0]
         for place, boxes in places.items():
             for content in contents if len(boxes) else ():
                 family.blank_content = content if family.content_dims else "zeros"
                 on_objects = truth if place.startswith("ground") else truth[:0]
-                answer = family.answer(record, DistillPoints(boxes[None].to(pixels.device)))
+                points = DistillPoints(boxes[None].to(batch["inputs"].device))
+                with model.teacher_at_work.answering():
+                    answer = family.answer(record, points)
                 answers[f"{place}, content: {content}"] = family, answer, on_objects
         for name, (asked, answer, on_objects) in answers.items():
             ears = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))

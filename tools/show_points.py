@@ -114,7 +114,7 @@ def main() -> None:
         raise ConfigError("points.type='QueryPairing' shares no points: there is nothing to draw")
     check_data(cfg, ("train_dataloader",))
     init_default_scope("mmdet")
-    model = MODELS.build(cfg.model)
+    model = MODELS.build({**cfg.model, "interval": 1})  # this one step is distilled
     model.init_weights()
     if args.student:
         load_strictly(model.student, args.student, what="--student")

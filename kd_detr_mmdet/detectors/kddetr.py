@@ -25,8 +25,12 @@ from ..utils.random import preserved_rng
 from .class_map import ClassMap
 from .inherit import inherit_weights, start_from, student_options
 from .teacher import TeacherPixels, build_teacher
+from .teacher_at_work import TeacherAtWork
 
 STUDENT = "student."
+# Options of the teacher: what it is, how it is run, and what a tool compares it with.
+BUILDING = ("config", "checkpoint", "strict", "trust")
+RUNNING = ("dtype", "channels_last", "compile", "scale")
 
 
 @MODELS.register_module()
@@ -48,8 +52,10 @@ class KDDETR(BaseDetector):
             :func:`~kd_detr_mmdet.detectors.inherit.start_from`.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
             ``strict`` and ``trust``; see
-            :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`. ``ap``, its COCO AP in percent,
-            is for tools/check_teacher.py alone. Its images are the student's,
+            :func:`~kd_detr_mmdet.detectors.teacher.build_teacher`; ``dtype``, ``channels_last``,
+            ``compile`` and ``scale`` make it cheaper, see
+            :class:`~kd_detr_mmdet.detectors.teacher_at_work.TeacherAtWork`. ``ap``, its COCO AP in
+            percent, is for tools/check_teacher.py alone. Its images are the student's,
             normalised anew where it was trained with other statistics or another colour order; a
             teacher whose config names no ``data_preprocessor`` is taken to have been trained with
             the student's.
@@ -67,6 +73,8 @@ class KDDETR(BaseDetector):
             :func:`~kd_detr_mmdet.detectors.inherit.inherit_weights`. They are copied when weights
             are initialised, after the student's checkpoint: a part that is inherited is the
             teacher's. ``load_from`` and ``--resume`` have the last word.
+        interval: Distil in every k-th iteration: the k-th, the 2k-th and so on. In between the
+            teacher is not run, and the distillation losses are logged as 0.
         data_preprocessor: Default: the student's.
 
     Attributes:
@@ -89,6 +97,7 @@ class KDDETR(BaseDetector):
         student_content: str = "auto",
         class_map: str | dict[str, str] | None = None,
         inherit: list[str] | None = None,
+        interval: int = 1,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -97,11 +106,13 @@ class KDDETR(BaseDetector):
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         self.student = MODELS.build(student_cfg)
         with preserved_rng():  # the student's weights are drawn as if there were no teacher
-            teacher_model = build_teacher(**_teacher_options(teacher))
+            building, running = _teacher_options(teacher)
+            teacher_model = build_teacher(**building)
         object.__setattr__(self, "teacher", teacher_model)
         self._teacher_pixels = TeacherPixels(
             self.data_preprocessor, teacher_model.data_preprocessor
         )
+        self.teacher_at_work = TeacherAtWork(teacher_model, self._teacher_pixels.padding, **running)
         self.point_generator = TASK_UTILS.build(
             {"type": "DistillPointGenerator", **copy.deepcopy(points or {})}
         )
@@ -118,6 +129,9 @@ class KDDETR(BaseDetector):
         if inherit is not None and not isinstance(inherit, (list, tuple)):
             raise ConfigError(f"inherit must be a list of the student's parts, got {inherit!r}")
         self.inherit = list(inherit or ())
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ConfigError(f"interval must be a whole number of at least 1, got {interval!r}")
+        self.interval = interval
         self.start = student_options(student)
         self.distill_factor = 1.0
         self.diagnostics: dict[str, Tensor] = {}
@@ -156,7 +170,8 @@ class KDDETR(BaseDetector):
             NonFiniteLossError: If a loss is NaN or infinite.
             RuntimeError: If a model did not look at the points' boxes.
         """
-        if self.distill_factor == 0:
+        step = self._next_step()
+        if self.distill_factor == 0 or (sum(step) + 1) % self.interval:
             losses = self._student_loss(batch_inputs, batch_data_samples)
             for name in self.point_generator.set_names:  # logged as 0, on every rank
                 layers = self.student_family.num_decoder_layers if name != "proposals" else 1
@@ -164,9 +179,8 @@ class KDDETR(BaseDetector):
             check_finite(losses, batch_data_samples)
             return losses
         # The teacher first: what it needs in between is free before the student's graph grows.
-        with preserved_rng(batch_inputs.device), torch.no_grad():
-            images = self._teacher_pixels(batch_inputs, batch_data_samples)
-            teacher_record = self.teacher_family.look(images, batch_data_samples)
+        with preserved_rng(batch_inputs.device):
+            teacher_record = self.teacher_look(batch_inputs, batch_data_samples)
         with self.student_family.recording() as student_record:
             losses = self._student_loss(batch_inputs, batch_data_samples)
         with preserved_rng(batch_inputs.device):
@@ -174,12 +188,24 @@ class KDDETR(BaseDetector):
             if isinstance(self.point_generator, QueryPairing):
                 answers = self._pair(student_record, teacher_record, batch_data_samples)
             else:
-                answers = self._ask(student_record, teacher_record, batch_data_samples, looks)
+                records = student_record, teacher_record
+                answers = self._ask(*records, batch_data_samples, step, looks)
             for name, student, teacher, valid in answers:
                 self._add(losses, self.distill_loss(student, teacher, name, valid))
         check_finite(losses, batch_data_samples)
         check_looks(looks)
         return losses
+
+    def teacher_look(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Record:
+        """The teacher's record of the student's images (bs, 3, H, W), with all its options.
+
+        What is asked of it later belongs into ``teacher_at_work.answering()`` too.
+        """
+        with torch.no_grad():
+            images = self._teacher_pixels(batch_inputs, batch_data_samples)
+            shown = self.teacher_at_work.images(images, batch_data_samples)
+        with self.teacher_at_work.answering():
+            return self.teacher_family.look(*shown)
 
     def _add(self, losses: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Add one set's terms to the losses; MMEngine sums whatever is called a loss."""
@@ -194,21 +220,23 @@ class KDDETR(BaseDetector):
         student_record: Record,
         teacher_record: Record,
         samples: SampleList,
+        step: tuple[int, int],
         looks: list[Look],
     ) -> Iterator[tuple]:
         """Both models' answers at each set of points: name, student's, teacher's, valid.
 
         Where they have looked is added to ``looks``.
         """
-        teacher, student, step = self.teacher_family, self.student_family, self._next_step()
-        queries = teacher.queries(teacher_record)
+        teacher, student = self.teacher_family, self.student_family
+        with self.teacher_at_work.answering():
+            queries = teacher.queries(teacher_record)
         sets = self.point_generator(queries, step)
         if isinstance(self.point_generator, CoordinateSampler):
             boxes = student.boxes(student_record, self.point_generator.boxes)
             truth = [relative_boxes(s.gt_instances.bboxes, s.img_shape) for s in samples]
             sets["roi"] = self.point_generator.sample(boxes, truth, step)
         for name, points in sets.items():
-            with torch.no_grad():
+            with self.teacher_at_work.answering():
                 if points is queries:  # the teacher has answered these already
                     target = teacher.own_answer(teacher_record)
                 else:
@@ -222,7 +250,7 @@ class KDDETR(BaseDetector):
 
     def _proposals(self, student_record: Record, teacher_record: Record) -> tuple:
         """Both encoders' proposals, at every place of the memory."""
-        with torch.no_grad():
+        with self.teacher_at_work.answering():
             target, valid = self.teacher_family.proposals(teacher_record)
         answer, own_valid = self.student_family.proposals(student_record)
         if valid.shape != own_valid.shape:
@@ -239,7 +267,7 @@ class KDDETR(BaseDetector):
         self, student_record: Record, teacher_record: Record, batch_data_samples: SampleList
     ) -> Iterator[tuple]:
         """Both models' answers at their own queries, paired: name, student's, teacher's, valid."""
-        with torch.no_grad():
+        with self.teacher_at_work.answering():
             target = self.teacher_family.own_answer(teacher_record)
         answer = self.student_family.own_answer(student_record)
         for name, pairs in self.point_generator(answer, target, batch_data_samples).items():
@@ -375,6 +403,11 @@ def check_places(model: KDDETR) -> None:
             f"{type(model.student).__name__} and {type(model.teacher).__name__} do not do alike: "
             "it is for pairs of DINO and DDQ-DETR, or of two-stage Deformable DETR"
         )
+    if model.point_generator.proposals and model.teacher_at_work.scale != 1:
+        raise ConfigError(
+            "points.proposals compares both models place by place of images of one size: leave "
+            "teacher.scale out"
+        )
     placeless = [f.detector for f in (student, teacher) if f.box_dims == 0]
     if not placeless:
         return
@@ -393,17 +426,21 @@ def check_places(model: KDDETR) -> None:
         )
 
 
-def _teacher_options(teacher: dict) -> dict:
-    allowed = {"config", "checkpoint", "strict", "trust", "ap"}
+def _teacher_options(teacher: dict) -> tuple[dict, dict]:
+    """Options to build the teacher, and to run it."""
+    allowed = {*BUILDING, *RUNNING, "ap"}
     if not isinstance(teacher, dict) or not {"config", "checkpoint"} <= set(teacher) <= allowed:
         got = sorted(teacher) if isinstance(teacher, dict) else type(teacher).__name__
         raise ConfigError(
-            f"teacher must be dict(config=..., checkpoint=..., strict=True, trust=False, ap=None), "
-            f"got {got}; an untrained teacher has to be asked for by checkpoint=None"
+            f"teacher must be dict(config=..., checkpoint=..., strict=True, trust=False, ap=None, "
+            f"dtype=None, channels_last=False, compile=False, scale=1.0), got {got}; an untrained "
+            "teacher has to be asked for by checkpoint=None"
         )
     if teacher.get("ap") is not None:
         check_ap("teacher.ap", teacher["ap"])
-    return {name: value for name, value in teacher.items() if name != "ap"}
+    return tuple(
+        {name: teacher[name] for name in names if name in teacher} for names in (BUILDING, RUNNING)
+    )
 
 
 def _one_preprocessor(student: ConfigDict, given: dict | None) -> dict | None:

@@ -73,12 +73,17 @@ class TeacherPixels:
         theirs: The teacher's; one that does not normalise images (MMEngine's default for a config
             that names none) is taken to be the student's.
 
+    Attributes:
+        same: Whether nothing is done.
+        padding: The teacher's pixel value around images.
+
     Raises:
         ConfigError: If the numbers of channels differ.
     """
 
     def __init__(self, ours: nn.Module, theirs: nn.Module) -> None:
         self.same = not isinstance(theirs, ImgDataPreprocessor)
+        self.padding = float(getattr(ours if self.same else theirs, "pad_value", 0))
         if self.same:
             return
         (mean, std, swaps), (other_mean, other_std, other_swaps) = map(_statistics, (ours, theirs))
@@ -92,7 +97,6 @@ class TeacherPixels:
         self.flips = swaps != other_swaps
         self.scale = (std / other_std).view(-1, 1, 1)
         self.shift = ((mean - other_mean) / other_std).view(-1, 1, 1)
-        self.padding = float(theirs.pad_value)
         self.same = (
             not self.flips
             and torch.equal(mean, other_mean)

@@ -59,7 +59,8 @@ class DINOFamily(Family):
     def queries(self, record: Record) -> DistillPoints:
         inputs, rows = record["inputs"], self.own_rows(record)
         boxes, content = inputs["reference_points"][:, rows], inputs["query"][:, rows]
-        return DistillPoints(boxes.detach().float(), content.detach())
+        # DDQ-DETR's content comes from the memory, in the teacher's precision, not the student's.
+        return DistillPoints(boxes.detach().float(), content.detach().float())
 
     def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
         """The memory at a box's centre, on the level whose proposals have about the box's size."""

@@ -86,6 +86,9 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
     if info["source"] is not None:
         sha = f" (sha256 {info['sha256'][:8]})" if info["sha256"] else ""
         origin = f"{info['source']}{sha}"
+    saved = [f"every {model.interval} iterations"] * (model.interval > 1)
+    saved += [str(model.teacher_at_work)] * bool(str(model.teacher_at_work))
+    cheaper = [f"           {', '.join(saved)}"] if saved else []
     loss = model.distill_loss
     weights = ", ".join(f"{name} {weight:g}" for name, weight in loss.weights.items())
     for name, weight in loss.set_weights.items():
@@ -96,6 +99,7 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
             f"  student  {size(model.student)}",
             f"  teacher  {size(model.teacher)}",
             f"           {origin}",
+            *cheaper,
             f"  points   {points_of(model)}",
             f"  loss     {weights} ({loss.class_term}, temperature {loss.temperature:g}; "
             f"{'foreground rebalance' if loss.rebalance else 'no rebalance'}; "

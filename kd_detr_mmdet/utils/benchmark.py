@@ -159,12 +159,12 @@ def answer_label(name: str, who: str) -> str:
 
 @dataclass
 class Round:
-    """One step of each kind, on the same images.
+    """One step of each kind, on the same images; with ``interval`` k the mean of k distilled ones.
 
     Attributes:
         student: Seconds of the plain student's training step.
         student_forward: Seconds of its losses, a part of ``student``.
-        teacher: Seconds of the teacher's forward pass.
+        teacher: Seconds of the teacher's forward pass, by ``interval``.
         kd: Seconds of the distilled student's training step.
         kd_forward: Seconds of its losses, a part of ``kd``.
         parts: Seconds within ``kd_forward`` by label.
@@ -306,30 +306,26 @@ class Benchmark:
         model, memory = self.model, {}
         with self._peak(memory, "student", [self.plain.model], [self.plain], inputs):
             student, student_forward = self._step(self.plain, batch)
-        pixels = model._teacher_pixels(inputs, samples)
-        with (
-            self._peak(memory, "teacher", [model.teacher], [], inputs),
-            torch.no_grad(),
-            self._autocast(),
-        ):
+        with self._peak(memory, "teacher", [model.teacher], [], inputs), self._autocast():
             start = self._start()
-            model.teacher_family.look(pixels, samples)
+            model.teacher_look(inputs, samples)
             teacher = self._since(start)
-        del pixels
         stopwatch = Stopwatch(self.clock)
+        every = model.interval  # as many steps in a row are one with distillation and some without
         with (
             self._peak(memory, "kd", [model, model.teacher], [self.kd], inputs),
             watched(model, stopwatch),
         ):
-            kd, kd_forward = self._step(self.kd, batch)
+            steps = [self._step(self.kd, batch) for _ in range(every)]
+        kd, kd_forward = (sum(seconds) / every for seconds in zip(*steps))
         return Round(
             student=student,
             student_forward=student_forward,
-            teacher=teacher,
+            teacher=teacher / every,
             kd=kd,
             kd_forward=kd_forward,
             image_size=(inputs.shape[-1], inputs.shape[-2]),
-            parts=stopwatch.seconds(),
+            parts={part: seconds / every for part, seconds in stopwatch.seconds().items()},
             memory=memory,
         )
 
@@ -537,7 +533,8 @@ def summarize(rounds: list[Round]) -> dict:
         dict: ``seconds`` of ``student``, ``teacher``, ``both`` and ``kd``, and ``ratio``, each with
         ``median``, ``first_quartile`` and ``last_quartile``; ``parts``, by label the medians
         ``seconds``, ``share`` of the distilled step, and ``added`` seconds to what student and
-        teacher take apart; ``memory``, the peak bytes of each over all rounds.
+        teacher take apart; ``over_student``, the distilled step over the student's; ``memory``, the
+        peak bytes of each over all rounds.
     """
     order = ordered_labels(rounds)
     parts = {}
@@ -557,6 +554,7 @@ def summarize(rounds: list[Round]) -> dict:
             kd=spread([r.kd for r in rounds]),
         ),
         ratio=spread([r.ratio for r in rounds]),
+        over_student=spread([r.kd / r.student for r in rounds]),
         parts=parts,
         memory={name: max(r.memory[name] for r in rounds) for name in rounds[0].memory},
     )
@@ -601,6 +599,7 @@ def markdown(report: dict) -> str:
         f"**Overhead ratio {ratio['median']:.2f}** (quartiles {ratio['first_quartile']:.2f} to "
         f"{ratio['last_quartile']:.2f}): the distilled step over both, the floor of any online "
         "distillation.",
+        f"The distilled step takes {summary['over_student']['median']:.2f} times the student's.",
         f"Peak memory over both: {memory['kd'] / peaks['both']:.2f}."
         if memory
         else "Peak memory is not measured on a CPU.",

@@ -100,10 +100,9 @@ def teacher_in_front(model: KDDETR) -> Iterator[None]:
         batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
         family = model.teacher_family
-        images = model._teacher_pixels(batch_inputs, batch_data_samples)
-        answer = model.class_map.of_teacher(
-            family.own_answer(family.look(images, batch_data_samples))
-        )
+        record = model.teacher_look(batch_inputs, batch_data_samples)
+        with model.teacher_at_work.answering():
+            answer = model.class_map.of_teacher(family.own_answer(record))
         found = detections(family.detector.bbox_head, answer, batch_data_samples, rescale)
         return model.add_pred_to_datasample(batch_data_samples, found)
 
