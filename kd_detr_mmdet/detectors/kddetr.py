@@ -199,13 +199,14 @@ class KDDETR(BaseDetector):
     def teacher_look(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Record:
         """The teacher's record of the student's images (bs, 3, H, W), with all its options.
 
-        What is asked of it later belongs into ``teacher_at_work.answering()`` too.
+        Its own queries are decoded only if its answers are wanted. What is asked of it later
+        belongs into ``teacher_at_work.answering()`` too.
         """
         with torch.no_grad():
             images = self._teacher_pixels(batch_inputs, batch_data_samples)
             shown = self.teacher_at_work.images(images, batch_data_samples)
         with self.teacher_at_work.answering():
-            return self.teacher_family.look(*shown)
+            return self.teacher_family.look(*shown, decode=False)
 
     def _add(self, losses: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Add one set's terms to the losses; MMEngine sums whatever is called a loss."""
@@ -237,7 +238,7 @@ class KDDETR(BaseDetector):
             sets["roi"] = self.point_generator.sample(boxes, truth, step)
         for name, points in sets.items():
             with self.teacher_at_work.answering():
-                if points is queries:  # the teacher has answered these already
+                if points is queries:  # these it answers by itself
                     target = teacher.own_answer(teacher_record)
                 else:
                     target = teacher.answer(teacher_record, points, None, looks)

@@ -33,9 +33,10 @@ def swapped(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
 class Record(dict):
     """What a detector knows of a batch of images: all that asking it at any other point needs.
 
-    Of a DETR one decoder call, its keyword arguments under ``inputs``, its result under ``outputs``
-    and what it projected the images' memory to under ``projections``; of a two-stage detector
-    ``features``, ``shapes`` of the images, ``proposals`` and the ``rois`` that its loss samples.
+    Of a DETR one decoder call: its keyword arguments under ``inputs``, to what it projected the
+    images' memory under ``projections``, and its result for :meth:`Family.outputs`. Of a two-stage
+    detector ``features``, ``shapes`` of the images, ``proposals``, and the ``rois`` that its loss
+    samples.
     It holds for the weights that the detector had then.
     """
 
@@ -178,12 +179,37 @@ class Family(ABC):
                         stack.enter_context(swapped(module, "forward", once(module)))
             yield
 
-    def look(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Record:
-        """Run the detector over images (bs, 3, H, W) as at inference, and record its decoding."""
-        with self.recording() as record:
-            features = self.detector.extract_feat(batch_inputs)
-            self.detector.forward_transformer(features, batch_data_samples)
+    def look(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, decode: bool = True
+    ) -> Record:
+        """Run the detector over images (bs, 3, H, W) as at inference, and record its decoding.
+
+        Without ``decode`` its own queries wait to be decoded until :meth:`outputs` is asked.
+        """
+        if decode:
+            with self.recording() as record:
+                self._run(batch_inputs, batch_data_samples)
+            return record
+        record = Record(projections={})
+
+        def forward_decoder(**inputs: Tensor) -> dict:
+            record["inputs"] = inputs
+            return {}
+
+        with swapped(self.detector, "forward_decoder", forward_decoder):
+            self._run(batch_inputs, batch_data_samples)
         return record
+
+    def _run(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> None:
+        features = self.detector.extract_feat(batch_inputs)
+        self.detector.forward_transformer(features, batch_data_samples)
+
+    def outputs(self, record: Record) -> dict:
+        """What the decoder made of the detector's own queries in a record."""
+        if "outputs" not in record:
+            with self._projecting_once(record["inputs"], record["projections"]):
+                record["outputs"] = self.detector.forward_decoder(**record["inputs"])
+        return record["outputs"]
 
     @abstractmethod
     def queries(self, record: Record) -> DistillPoints:
@@ -236,9 +262,9 @@ class Family(ABC):
         return slice(None)
 
     def own_answer(self, record: Record) -> Answer:
-        """What the detector said at its own queries in the recorded call; no decoding."""
+        """What the detector says at its own queries; in a recorded loss it has said so already."""
         rows = self.own_rows(record)
-        scores, boxes, has_background = self._read(record["outputs"])
+        scores, boxes, has_background = self._read(self.outputs(record))
         return Answer(scores[:, :, rows], boxes[:, :, rows], has_background)
 
     def answer(

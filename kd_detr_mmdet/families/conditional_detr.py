@@ -27,7 +27,7 @@ class ConditionalDETRFamily(Family):
         return outputs["references"]
 
     def queries(self, record: Record) -> DistillPoints:
-        boxes = self._with_first_sizes(self.looked_at(record["outputs"]), record)
+        boxes = self._with_first_sizes(self.looked_at(self.outputs(record)), record)
         return DistillPoints(boxes, record["inputs"]["query_pos"].detach())
 
     def decode(self, record: Record, boxes: Tensor, content: Tensor | None) -> dict:

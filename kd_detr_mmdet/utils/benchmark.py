@@ -141,10 +141,12 @@ def watched(model: KDDETR, stopwatch: Stopwatch) -> Iterator[None]:
     for method, name in (("general", "general"), ("sample", "roi")):
         if hasattr(generator, method):
             swaps.append((generator, method, naming(name, getattr(generator, method))))
-    for family, who in ((student, "student"), (teacher, "teacher")):
+    # The rest of the forward pass that the teacher takes alone, too.
+    owns = ((student, answer_label(own, "student")), (teacher, TEACHER_FORWARD))
+    for (family, label), who in zip(owns, ("student", "teacher")):
         swaps += [
             (family, "answer", stopwatch.timed(asked(who), family.answer)),
-            (family, "own_answer", stopwatch.timed(answer_label(own, who), family.own_answer)),
+            (family, "own_answer", stopwatch.timed(label, family.own_answer)),
         ]
     with contextlib.ExitStack() as stack:
         for instance, method, function in swaps:
@@ -308,7 +310,9 @@ class Benchmark:
             student, student_forward = self._step(self.plain, batch)
         with self._peak(memory, "teacher", [model.teacher], [], inputs), self._autocast():
             start = self._start()
-            model.teacher_look(inputs, samples)
+            record = model.teacher_look(inputs, samples)
+            with model.teacher_at_work.answering():
+                model.teacher_family.own_answer(record)
             teacher = self._since(start)
         stopwatch = Stopwatch(self.clock)
         every = model.interval  # as many steps in a row are one with distillation and some without

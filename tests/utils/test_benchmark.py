@@ -44,10 +44,11 @@ class Calls:
     ("points", "student_calls", "teacher_calls"),
     [
         # The student: its own queries and each set. The teacher: its own, which are the specific
-        # points' answers as well, and the general points.
+        # points' answers as well, and the general points; where nothing is made of the former, not
+        # even these.
         (dict(num_general=10), 3, 2),
         (dict(num_general=0), 2, 1),
-        (dict(num_general=10, specific=False), 2, 2),
+        (dict(num_general=10, specific=False), 2, 1),
     ],
 )
 def test_decoder_and_backbone_calls_of_a_step(
@@ -63,7 +64,7 @@ def test_decoder_and_backbone_calls_of_a_step(
         teacher_backbone=model.teacher.backbone,
     )
     model(**batch(model), mode="loss")
-    assert calls.count == dict(
+    expected = dict(
         student_decoder=student_calls,
         teacher_decoder=teacher_calls,
         student_encoder=1,
@@ -71,6 +72,7 @@ def test_decoder_and_backbone_calls_of_a_step(
         student_backbone=1,
         teacher_backbone=1,
     )
+    assert calls.count == {name: count for name, count in expected.items() if count}
 
 
 def test_the_loss_compares_each_box_with_its_own_target_only(kd_config, batch, monkeypatch):
@@ -126,7 +128,6 @@ def test_every_part_of_a_step_is_timed(config):
         bench.STUDENT_FORWARD,
         bench.TEACHER_FORWARD,
         bench.MAKING_POINTS,
-        "specific points, teacher's answer",
         "specific points, student's answer",
         "general points, teacher's answer",
         "general points, student's answer",
@@ -156,7 +157,7 @@ def test_sets_of_a_two_stage_student_and_of_paired_queries(config):
     paired = Benchmark(config(points=pairing), CPU)
     (measured,) = paired.measure(paired.generated((96, 64), 2), 1)
     answers = {label for label in measured.parts if "answer" in label}
-    assert answers == {f"own points, {who}'s answer" for who in ("student", "teacher")}
+    assert answers == {"own points, student's answer"}
 
 
 def test_a_watched_step_leaves_no_trace_and_changes_no_loss(kd_config, batch):
