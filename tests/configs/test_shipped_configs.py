@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def student_of(path):
     its detector, and the student may be followed by what differs.
     """
     if path.parts[0] not in COCO:
-        return path.parent / bases(path)[0]
+        base = Path(os.path.normpath(path.parent / bases(path)[0]))
+        return student_of(base) if base.name.startswith("kd-detr_") else base
     teacher, student = path.stem.removeprefix("kd-detr_").split("-to-")
     if re.match(r"r\d+_", student):
         student = f"{teacher.rpartition('_')[0]}_{student}"
