@@ -1,7 +1,7 @@
-"""Draw where a distillation asks, and what both models say: python tools/show_points.py CONFIG.
+"""Draw where a distillation asks, and what both models say: show_points.py CONFIG [IMAGE].
 
-For one training image, a column for each set of points: above, the points, coloured by the
-teacher's foreground weight; below, both models' answers at the heaviest ones.
+For one image, a file or one of the training data, a column for each set of points: above, the
+points, coloured by the teacher's foreground weight; below, both models' answers at the heaviest.
 """
 
 import argparse
@@ -13,12 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import matplotlib
 
 matplotlib.use("Agg")
+import mmcv
 import torch
 from matplotlib import pyplot as plt
+from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from kd_detr_mmdet.detectors.teacher import load_strictly
@@ -99,9 +104,44 @@ def _box(axes: object, box: Tensor, size: tuple, color: object, line: float, das
     )
 
 
+def training_image(cfg: Config, index: int) -> dict:
+    """One of the training images, through the training pipeline.
+
+    Raises:
+        ConfigError: If the data are not there or there is no such image.
+    """
+    check_data(cfg, ("train_dataloader",))
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    if not 0 <= index < len(dataset):
+        raise ConfigError(f"--index must be between 0 and {len(dataset) - 1}, got {index}")
+    return dataset[index]
+
+
+def image_of(cfg: Config, path: str) -> dict:
+    """An image file, through the test pipeline, without annotations.
+
+    Raises:
+        ConfigError: If the file is no image.
+    """
+    try:
+        image = mmcv.imread(path)
+    except Exception as error:  # OpenCV's error has no class of its own without an import
+        raise ConfigError(f"IMAGE {path!r} cannot be read: {error}") from error
+    if image is None:
+        raise ConfigError(f"IMAGE {path!r} is no image, or cut off")
+    pipeline = get_test_pipeline_cfg(cfg)
+    steps = [step for step in pipeline if "LoadAnnotations" not in step["type"]]
+    sample = Compose(steps)(dict(img_path=path, img_id=0))
+    nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    sample["data_samples"].gt_instances = nothing
+    sample["data_samples"].ignored_instances = nothing
+    return sample
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config of a distillation")
+    parser.add_argument("image", nargs="?", help="image file; default: a training image")
     parser.add_argument("--index", type=int, default=0, help="which training image")
     parser.add_argument("--student", help="checkpoint of a trained student; default: untrained")
     parser.add_argument("--out", type=Path, default=Path("points.png"), help="the picture")
@@ -112,16 +152,13 @@ def main() -> None:
         raise ConfigError("the config is not a distillation's: its model is no KDDETR")
     if cfg.model.get("points", {}).get("type") == "QueryPairing":
         raise ConfigError("points.type='QueryPairing' shares no points: there is nothing to draw")
-    check_data(cfg, ("train_dataloader",))
     init_default_scope("mmdet")
+    sample = image_of(cfg, args.image) if args.image else training_image(cfg, args.index)
+    sample = pseudo_collate([sample])
     model = MODELS.build({**cfg.model, "interval": 1})  # this one step is distilled
     model.init_weights()
     if args.student:
         load_strictly(model.student, args.student, what="--student")
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    if not 0 <= args.index < len(dataset):
-        raise ConfigError(f"--index must be between 0 and {len(dataset) - 1}, got {args.index}")
-    sample = pseudo_collate([dataset[args.index]])
     height, width = sample["data_samples"][0].img_shape[:2]
     image = sample["inputs"][0][:, :height, :width].flip(0)  # MMDetection loads BGR
     batch = model.data_preprocessor(sample, True)

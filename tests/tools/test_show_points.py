@@ -64,6 +64,32 @@ def test_the_picture(tool, config, tmp_path, monkeypatch):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("student", ["dino", "faster_rcnn"])
+def test_the_picture_of_a_file(tool, config, tmp_path, kd_config, monkeypatch, student):
+    """No annotations, and no training data: a picture for a paper."""
+    if student == "faster_rcnn":
+        sampler = dict(type="CoordinateSampler", max_points=9)
+        config.model = kd_config(student=two_stage_config(), points=sampler)
+    (image,) = (tmp_path / "shapes" / "images" / "val").iterdir()
+    config.train_dataloader.dataset.data_root = "nowhere"
+    seen = []
+    monkeypatch.setattr(tool, "draw", lambda path, image, sets: seen.append((image, sets)))
+    run(tool, config, tmp_path, monkeypatch, str(image))
+    ((drawn, sets),) = seen
+    assert sets and drawn.shape == (3, 96, 128)  # as the test pipeline scales it
+    pixels = tool.mmcv.imresize(tool.mmcv.imread(image, channel_order="rgb"), (128, 96))
+    assert torch.equal(drawn, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("content, told", [(None, "cannot be read"), (b"text", "is no image")])
+def test_a_file_that_is_no_image(tool, config, tmp_path, monkeypatch, content, told):
+    path = tmp_path / "image.png"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(tool.ConfigError, match=told):
+        run(tool, config, tmp_path, monkeypatch, str(path))
+
+
 @pytest.mark.parametrize(
     "points, index, told",
     [
