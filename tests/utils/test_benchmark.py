@@ -1,6 +1,7 @@
 """Cost of a distilled step: what a step does is counted, what is made of timings is by hand."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -118,6 +119,52 @@ def operators_of_loss(points, batch_size, class_term="bernoulli", layers="last")
 def test_operators_of_the_loss_do_not_grow_with_the_points(class_term, layers):
     few = operators_of_loss(3, 1, class_term, layers)
     assert operators_of_loss(300, 2, class_term, layers) == few > 0
+
+
+def test_operators_of_a_whole_step(kd_config, batch):
+    """Beside what student and teacher run alone, a step runs a decoder for each set, and the loss.
+
+    Recording launches nothing; the memory's projections are not run again.
+    """
+    model = build(kd_config()).train()
+    inputs, samples = batch(model)["inputs"], batch(model)["data_samples"]
+    with Operators() as plain:
+        model.student.loss(inputs, samples)
+    with Operators() as teacher, torch.no_grad():
+        family = model.teacher_family
+        family.own_answer(family.look(inputs, samples))
+
+    parts = {}
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            with Operators() as operators:
+                result = function(*args, **kwargs)
+            parts.setdefault(name, []).append(operators.count)
+            return result
+
+        return call
+
+    student = model.student_family
+    model._student_loss = counted("student", model._student_loss)
+    model.teacher_look = counted("look", model.teacher_look)
+    family.own_answer = counted("own", family.own_answer)
+    for who, asked in (("student", student), ("teacher", family)):
+        asked.answer = counted(f"{who} at points", asked.answer)
+    model.distill_loss.forward = counted("loss", model.distill_loss.forward)
+    with Operators() as whole:
+        model.loss(inputs, samples)
+    assert parts["student"] == [plain.count]
+    assert parts["look"] + parts["own"] == [parts["look"][0], teacher.count - parts["look"][0]]
+    # What three layers of the teacher take at its own queries is the measure; the look at the
+    # points is noted besides.
+    (own,) = parts["own"]
+    assert len(parts["student at points"]) == 2 and len(parts["teacher at points"]) == 1
+    assert max(parts["student at points"]) <= own * 2 / 3 + 20
+    assert max(parts["teacher at points"]) <= own + 20
+    assert len(parts["loss"]) == 2 and max(parts["loss"]) <= 130
+    rest = whole.count - sum(itertools.chain(*parts.values()))
+    assert rest <= 140  # the points, whose content is whose, the checks at the end
 
 
 def test_every_part_of_a_step_is_timed(config):
