@@ -51,6 +51,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--amp", choices=list(AMP_DTYPES), help="mixed precision (default: as the config trains)"
     )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="peak memory on a CPU as well, in processes of their own (on a GPU always)",
+    )
     parser.add_argument("--out", type=Path, help="write benchmark.md and .json to this folder")
     add_common_options(parser)
     return parser.parse_args()
@@ -83,6 +88,9 @@ def run(cfg: Config, args: argparse.Namespace) -> dict:
         batches = benchmark.generated(image_size(cfg, args.size), batch_size)
     rounds = benchmark.measure(batches, args.steps)
     model = benchmark.model
+    summary = summarize(rounds)
+    if args.memory and device.type == "cpu":
+        summary["memory"] = benchmark.cpu_memory(next(batches))
     return dict(
         title=f"Cost of a distilled step: {Path(args.config).stem}",
         config=args.config,
@@ -100,9 +108,10 @@ def run(cfg: Config, args: argparse.Namespace) -> dict:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         machine=platform.machine(),
         threads=torch.get_num_threads(),
+        processor_time=benchmark.clock.alone,
         torch=torch.__version__,
         commit=commit(),
-        summary=summarize(rounds),
+        summary=summary,
         rounds=[vars(r) for r in rounds],
     )
 

@@ -28,10 +28,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..detectors import KDDETR
+from ..families import build_family
 from ..families.base import swapped
 from ..points import QueryPairing
 from .configs import is_kd_model, model_config
 from .errors import ConfigError, check_choice
+from .peak_memory import peak_growth
 
 WARM_UP = 2  # rounds that are not counted: allocations, choice of kernels, the optimisers' states
 BOXES = 7  # per generated image: COCO's mean is 7.3
@@ -50,11 +52,16 @@ REMAINDER = "backward pass and optimiser step (the remainder)"
 
 
 class Clock:
-    """Seconds between two marks; on a GPU they are marks in its stream, and nothing waits."""
+    """Seconds between two marks; on a GPU they are marks in its stream, and nothing waits.
+
+    On a CPU with one thread they are seconds of the processor's work: what else the machine does
+    meanwhile is not in them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.on_gpu = device.type == "cuda"
+        self.alone = not self.on_gpu and torch.get_num_threads() == 1
 
     def settle(self) -> None:
         """Wait until the device has done all that it was told."""
@@ -64,7 +71,7 @@ class Clock:
     def mark(self) -> Any:
         """This moment, for :meth:`between`."""
         if not self.on_gpu:
-            return time.perf_counter()
+            return time.process_time() if self.alone else time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -211,6 +218,11 @@ class Trainee:
     optimizer: OptimWrapper
 
 
+def trainee(model: BaseDetector, optimizer: dict) -> Trainee:
+    """A model in training, and its optimiser from a config."""
+    return Trainee(model.train(), build_optim_wrapper(model, optimizer))
+
+
 class Benchmark:
     """A plain student and a distilled one, ready to run side by side.
 
@@ -233,6 +245,7 @@ class Benchmark:
             raise ConfigError("the config is not a distillation's: its model is no KDDETR")
         self.amp = chosen_amp(cfg, device, amp)
         self.clock = Clock(device)
+        self.cfg = cfg
         model_cfg, self.teacher_weights = offline(cfg.model)
         torch.manual_seed(0)
         with quiet():
@@ -245,8 +258,7 @@ class Benchmark:
         share_all_classes(kd)
         optimizer = optimizer_config(cfg, self.amp, device)
         self.plain, self.kd = (
-            Trainee(model, build_optim_wrapper(model, copy.deepcopy(optimizer)))
-            for model in (plain.to(device).train(), kd.to(device).train())
+            trainee(model.to(device), copy.deepcopy(optimizer)) for model in (plain, kd)
         )
 
     @property
@@ -333,6 +345,19 @@ class Benchmark:
             memory=memory,
         )
 
+    def cpu_memory(self, batch: dict) -> dict[str, int]:
+        """Peak bytes of each kind of step on a CPU, in processes of their own; empty if unknown.
+
+        Weights, the optimiser's state and what a batch needs are in it.
+        """
+        kinds = dict(student=_student_steps, teacher=_teacher_look, kd=_kd_steps)
+        imports = self.cfg.get("custom_imports")
+        given = self.cfg.to_dict(), batch, self.amp
+        peaks = {
+            name: peak_growth(run, *given, custom_imports=imports) for name, run in kinds.items()
+        }
+        return {} if None in peaks.values() else peaks
+
     def _step(self, trainee: Trainee, batch: dict) -> tuple[float, float]:
         """Seconds of a training step, and of the forward pass in it."""
         start = self._start()
@@ -372,6 +397,45 @@ class Benchmark:
         self.clock.settle()
         grown = torch.cuda.max_memory_allocated(self.clock.device) - before
         memory[name] = grown + nbytes([*resident(models, trainees, self.clock.device), inputs])
+
+
+def _train(model: BaseDetector, cfg: Config, batch: dict, amp: str | None) -> None:
+    """As many steps as it takes until the optimiser's states are there while a graph is."""
+    device = torch.device("cpu")
+    trained = trainee(model, optimizer_config(cfg, amp, device))
+    dtype = AMP_DTYPES.get(amp)
+    for _ in range(2):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            losses = model(**batch, mode="loss")
+        trained.optimizer.update_params(model.parse_losses(losses)[0])
+
+
+def _student_steps(cfg: dict, batch: dict, amp: str | None) -> None:
+    cfg = Config(cfg)
+    with quiet():
+        model = MODELS.build(model_config(offline(cfg.model)[0].student))
+        model.init_weights()
+    _train(model, cfg, batch, amp)
+
+
+def _kd_steps(cfg: dict, batch: dict, amp: str | None) -> None:
+    cfg = Config(cfg)
+    with quiet():
+        model = MODELS.build(offline(cfg.model)[0])
+        model.init_weights()
+        model.teacher.init_weights()
+    share_all_classes(model)
+    _train(model, cfg, batch, amp)
+
+
+@torch.no_grad()
+def _teacher_look(cfg: dict, batch: dict, amp: str | None) -> None:
+    with quiet():
+        model = MODELS.build(model_config(offline(Config(cfg).model)[0].teacher.config))
+        model.init_weights()
+    family, dtype = build_family(model.eval()), AMP_DTYPES.get(amp)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        family.own_answer(family.look(batch["inputs"], batch["data_samples"]))
 
 
 def chosen_amp(cfg: Config, device: torch.device, amp: str | None) -> str | None:
@@ -606,7 +670,7 @@ def markdown(report: dict) -> str:
         f"The distilled step takes {summary['over_student']['median']:.2f} times the student's.",
         f"Peak memory over both: {memory['kd'] / peaks['both']:.2f}."
         if memory
-        else "Peak memory is not measured on a CPU.",
+        else "Peak memory on a CPU: --memory.",
         "",
         *_head(["part of the distilled step", "ms", "share", "added to both, ms"]),
     ]
@@ -636,7 +700,8 @@ def _settings(report: dict) -> list[str]:
             "speed hardly depends."
         )
     lines.append(
-        f"{report['device']} ({report['machine']}), {report['threads']} CPU threads, PyTorch "
+        f"{report['device']} ({report['machine']}), {report['threads']} CPU threads"
+        f"{', processor time' * report['processor_time']}, PyTorch "
         f"{report['torch']}, commit {report['commit'] or 'unknown'}."
     )
     return [line + "  " for line in lines[:-1]] + lines[-1:]  # Markdown's line breaks

@@ -2,10 +2,6 @@
 
 import copy
 import io
-import multiprocessing
-import sys
-import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,10 +9,9 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
-from mmengine.registry import init_default_scope
-from mmengine.utils import import_modules_from_strings
 
 from .benchmark import Clock, quiet, without_pretrained
+from .peak_memory import peak_growth
 
 WARM_UP = 3  # rounds that are not counted
 
@@ -100,30 +95,9 @@ def cpu_memory(
     Returns:
         int | None: None where the system does not tell: it has to be Linux.
     """
-    if not sys.platform.startswith("linux"):
-        return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        arguments = (model_cfg, size, torch.get_num_threads(), custom_imports)
-        return pool.apply(_growth, arguments)
+    return peak_growth(_one_image, model_cfg, size, custom_imports=custom_imports)
 
 
 @torch.no_grad()
-def _growth(
-    model_cfg: dict, size: tuple[int, int], threads: int, custom_imports: dict | None
-) -> int:
-    """In the child: how far its peak of resident memory lies above what it began with."""
-    warnings.simplefilter("ignore")  # the parent has shown them
-    torch.set_num_threads(threads)
-    init_default_scope("mmdet")
-    import_modules_from_strings(**custom_imports or dict(imports=[]))
-    torch.nn.Conv2d(3, 8, 3)(torch.rand(1, 3, 32, 32))  # libraries load at their first use
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _resident("VmRSS")
+def _one_image(model_cfg: dict, size: tuple[int, int]) -> None:
     untrained(model_cfg).test_step(random_image(size))
-    return _resident("VmHWM") - before
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
-    return 1024 * int(kib)

@@ -69,7 +69,7 @@ def test_a_report_on_generated_images(write_config, run, tmp_path):
     assert (out / "benchmark.md").read_text() in text
     assert "**Overhead ratio " in text
     assert "random weights" in text
-    assert "not measured on a CPU" in text
+    assert "Peak memory on a CPU: --memory" in text
     assert "7 general (uniform)" in text
     report = json.loads((out / "benchmark.json").read_text())
     for label in (*report["summary"]["parts"], "student alone, training step", "both"):
@@ -110,6 +110,7 @@ def test_memory_is_a_column_where_it_is_measured():
     )
     report.update(title="t", config="c", options={}, images="generated", image_sizes=[(64, 32)])
     report.update(batch_size=2, steps=1, warm_up=2, threads=1, teacher_weights="teacher.pth")
+    report.update(processor_time=True)
     report["summary"] = bench.summarize([measured])
     text = bench.markdown(report)
     assert "| student alone, training step | 300 | 300 to 300 | 100 |" in text

@@ -307,6 +307,21 @@ def test_a_single_round_is_its_own_quartiles():
     assert bench.spread([3.0]) == dict(median=3.0, first_quartile=3.0, last_quartile=3.0)
 
 
+def test_peak_memory_on_a_cpu(config):
+    """Weights, gradients and Adam's two moments; the teacher has none of the latter."""
+    cfg = config()
+    benchmark = Benchmark(cfg, CPU)
+    peaks = benchmark.cpu_memory(next(benchmark.generated((96, 64), 2)))
+    assert set(peaks) == {"student", "teacher", "kd"}
+    weights = {
+        "student": 4 * bench.nbytes(benchmark.plain.model.parameters()),
+        "teacher": bench.nbytes(benchmark.model.teacher.parameters()),
+    }
+    assert all(peaks[name] > size for name, size in weights.items())
+    assert peaks["student"] + weights["teacher"] < peaks["kd"]
+    assert peaks["kd"] < 2 * (peaks["student"] + peaks["teacher"])
+
+
 def test_peak_memory_as_if_each_were_alone(config, monkeypatch):
     """CUDA's counters, made up: 1,000 bytes are there before each step, which takes 70 more."""
     benchmark = Benchmark(config(), CPU)

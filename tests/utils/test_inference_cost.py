@@ -7,7 +7,7 @@ import torch
 from conftest import dino_config
 from torch import nn
 
-from kd_detr_mmdet.utils import inference_cost
+from kd_detr_mmdet.utils import peak_memory
 from kd_detr_mmdet.utils.inference_cost import (
     WARM_UP,
     cpu_memory,
@@ -76,5 +76,5 @@ def test_memory_is_that_of_weights_and_image(tmp_path, monkeypatch):
 
 
 def test_other_systems_tell_no_memory(monkeypatch):
-    monkeypatch.setattr(inference_cost.sys, "platform", "darwin")
+    monkeypatch.setattr(peak_memory.sys, "platform", "darwin")
     assert cpu_memory({}, (64, 32)) is None
