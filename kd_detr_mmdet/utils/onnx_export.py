@@ -197,7 +197,8 @@ def check_equal(found: Difference) -> None:
         raise ConfigError(
             f"ONNX Runtime's detections differ from PyTorch's by {found.scores:.2g} in scores and "
             f"{found.boxes:.2g} pixels in boxes, more than {SCORE_TOLERANCE:g} and "
-            f"{BOX_TOLERANCE:g}: nothing was written"
+            f"{BOX_TOLERANCE:g}: nothing was written. On random pixels, or before training, many "
+            "queries may score alike and change places: compare on pictures (--check IMAGE ...)"
         )
 
 
