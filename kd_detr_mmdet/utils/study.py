@@ -264,7 +264,12 @@ class Task:
             path = self.teacher.checkpoint() if self.teacher.result() else None
             digest = sha256(path) if path is not None and path.is_file() else None
             teacher = dict(name=self.run.teacher, sha256=digest)
-        settings = dict(config=self.run.config, options=self.run.options, seed=self.seed)
+        settings = dict(
+            config=self.run.config,
+            config_sha256=config_sha256(self.run.config),
+            options=self.run.options,
+            seed=self.seed,
+        )
         return json.loads(json.dumps({**settings, "teacher": teacher, "data": self.data}))
 
     def check(self) -> None:
@@ -286,6 +291,8 @@ class Task:
         differing = []
         for key, value in self.settings().items():
             other = found.get(key)
+            if key == "config_sha256" and other is None:
+                continue  # from before this was noted
             if key == "teacher" and value and other and None in (value["sha256"], other["sha256"]):
                 # The teacher is not trained yet, or its checkpoint has been cleared away.
                 value, other = value["name"], other["name"]
@@ -373,7 +380,7 @@ class Task:
         started = read_json(self.folder / "started.json")
         curve = measured["curve"]
         result = dict(
-            {key: started[key] for key in self.settings()},
+            {key: started.get(key) for key in self.settings()},
             commit=", ".join(filter(None, started["commits"])) or None,
             **measured,
             bbox_mAP=curve[-1]["bbox_mAP"],
@@ -539,6 +546,12 @@ def commit() -> str | None:
         return git("rev-parse", "--short", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def config_sha256(path: str) -> str:
+    """SHA-256 of what a config says, with all that it inherits, wherever the repository lies."""
+    content = json.dumps(Config.fromfile(ROOT / path).to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(content.replace(str(ROOT), "").encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

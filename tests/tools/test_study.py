@@ -329,6 +329,24 @@ def test_other_settings_are_refused(write, run, calls, tmp_path, name):
     assert len(calls()) == 2
 
 
+def test_a_config_of_other_content_is_refused(write, run, tmp_path):
+    """Its name is the same, and what it inherits counts; a comment does not."""
+    base, config = tmp_path / "quick.py", tmp_path / "heir.py"
+    config.write_text(f'_base_ = "{base.name}"\n')
+    path = write(runs=dict(alone=dict(config=str(config))))
+    assert run(path)[0] == 0
+    text = base.read_text()
+    base.write_text(f"# a comment\n{text}")
+    assert run(path)[0] == 0
+    base.write_text(f"{text}\nvalue = 3\n")
+    code, err, _ = run(path)
+    assert code == 2 and "another config_sha256" in err
+    noted = tmp_path / "work/alone/seed-0/result.json"  # as before it was noted
+    noted.write_text(noted.read_text().replace("config_sha256", "before"))
+    (noted.parent / "started.json").unlink()
+    assert run(path)[0] == 0
+
+
 def test_another_teacher_is_refused(write, run, tmp_path):
     config = str(tmp_path / "quick.py")
     path = write(
