@@ -35,7 +35,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
             reason += f" ({_megabytes(shutil.disk_usage(path.parent).free)} free)"
         raise SaveError(
-            f"{reason}. What was saved before is as it was: make room and continue with --resume"
+            f"{reason}. What was saved before is as it was: make room and start again (training: "
+            "with --resume)"
         ) from error
 
 
