@@ -14,7 +14,7 @@ teachers = dict(dino=dict(config="configs/demo/dino_teacher.py"))
 _compared = dict(teacher="dino", baseline="alone", same_time=["alone", "alone_longer"])
 
 
-def _distilled(title, weights=None, **points):
+def _distilled(title, weights=None, interval=1, **points):
     return dict(
         _compared,
         title=title,
@@ -22,6 +22,7 @@ def _distilled(title, weights=None, **points):
         options={
             "model.student_content": "blank",
             "model.blank_content": "nearest",
+            **({} if interval == 1 else {"model.interval": interval}),
             **{f"model.points.{name}": value for name, value in points.items()},
             **{f"model.distill_loss.set_weights.{k}": v for k, v in (weights or {}).items()},
         },
@@ -41,6 +42,13 @@ runs = dict(
         _compared,
         title="proposals for 16 epochs, then alone",
         config="configs/tiny/kd-detr_dino_early.py",
+    ),
+    interval=_distilled(
+        "proposals, every other iteration",
+        interval=2,
+        num_general=0,
+        specific=False,
+        proposals=True,
     ),
     both=_distilled("general and specific points"),
     light=_distilled(
