@@ -1,4 +1,4 @@
-"""A ``python`` for shell scripts that starts at once: forked from one that has imported MMDetection.
+"""A ``python`` for shell scripts that starts at once: a fork of one that has imported MMDetection.
 
 The imports take longer than the tiny runs of the tests. What is run is none the wiser: it has its
 own process, arguments, environment, folder, standard streams and exit code.
@@ -6,6 +6,7 @@ own process, arguments, environment, folder, standard streams and exit code.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -39,6 +40,7 @@ def preloaded_python(folder: Path, opened: Path) -> Iterator[Path]:
         env=env,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         for line in server.stdout:
@@ -48,7 +50,7 @@ def preloaded_python(folder: Path, opened: Path) -> Iterator[Path]:
             raise RuntimeError("the preloaded Python did not start")
         yield folder
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)  # with what is still running
         server.wait()
         server.stdout.close()
 
@@ -67,15 +69,18 @@ def serve(address: str, opened: str) -> None:
     """Import everything, then fork for each request until killed."""
     import kd_detr_mmdet  # noqa: F401  isort: skip
 
-    import mmdet.apis
+    import mmdet.apis  # noqa: F401
+    import mmengine.runner.runner
     import onnxruntime  # noqa: F401
+    import yapf.yapflib.yapf_api
     from matplotlib import pyplot  # noqa: F401
 
-    # Asking the compilers for their versions takes longer than all the rest.
-    mmdet.apis  # noqa: B018
-    import mmengine.runner.runner
-
+    # Asking compilers for their versions and laying configs out take longer than all the rest.
     mmengine.runner.runner.collect_env = lambda: {"Python": "3"}
+    yapf.yapflib.yapf_api.FormatCode = lambda text, **_: (text, False)
+    # A process for each detector whose memory is measured would import everything again.
+    context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: context("fork")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
