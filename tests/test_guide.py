@@ -227,7 +227,34 @@ print("as described")
 
 @needs_dino_widths
 def test_parts_of_ones_own_are_what_the_guide_says(read):
-    assert read.bash(f"python -c '{OWN_PARTS}'") == "as described\n"
+    assert read.bash(f"python -c '{OWN_PARTS}'").endswith("as described\n")
+
+
+REAL_MODELS = r"""
+from pathlib import Path
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+init_default_scope("mmdet")
+mine, real = Path("configs/mine"), Path("configs/real")
+real.mkdir()
+student = (mine / "student.py").read_text().split("train_cfg = ")[0].replace("max_epochs = 1", "")
+base = "../_base_/tiny_dino.py", "../dino/dino-4scale_r18_8xb2-12e_coco.py"
+(real / "student.py").write_text(student.replace(*base))
+custom = Path("configs/custom/README.md").read_text().split("```python\n")[1].split("```")[0]
+(real / "teacher.py").write_text("_base_ = \"./student.py\"\n" + custom)
+(real / "distilled.py").write_text((mine / "distilled.py").read_text())
+cfg = Config.fromfile(real / "distilled.py")
+assert cfg.train_cfg.max_epochs == 12 and cfg.param_scheduler[0].milestones == [11]
+cfg.model.teacher.checkpoint = None
+model = MODELS.build(cfg.model)
+print(model.student.backbone.depth, model.teacher.backbone.depth)
+"""
+
+
+@needs_dino_widths
+def test_real_models_are_the_changes_that_the_guide_names(read):
+    assert read.bash(f"python -c '{REAL_MODELS}'").endswith("\n18 50\n")
 
 
 # --- what is not run ------------------------------------------------------------------------------
