@@ -11,7 +11,8 @@ from .detr import DETRFamily
 from .dino import DINOFamily
 from .two_stage import TwoStageFamily
 
-FAMILIES: tuple[type[Family], ...] = (
+# The first that supports a detector's class is taken.
+FAMILIES: list[type[Family]] = [
     DINOFamily,
     DABDETRFamily,
     DeformableDETRFamily,
@@ -19,7 +20,24 @@ FAMILIES: tuple[type[Family], ...] = (
     DDQDETRFamily,
     DETRFamily,
     TwoStageFamily,
-)
+]
+
+
+def register_family(family: type[Family]) -> type[Family]:
+    """Make a family of yours known, as a class decorator; it is asked before all others.
+
+    Its module has to be imported before a model is built: name it in the config's
+    ``custom_imports``.
+
+    Raises:
+        TypeError: If it is no :class:`Family`, or names no ``detector_type``.
+    """
+    if not (isinstance(family, type) and issubclass(family, Family)):
+        raise TypeError(f"a family is a subclass of kd_detr_mmdet.families.Family, got {family!r}")
+    if not hasattr(family, "detector_type"):
+        raise TypeError(f"{family.__name__} names no detector_type: the class of its detectors")
+    FAMILIES.insert(0, family)
+    return family
 
 
 def build_family(detector: BaseDetector, blank_content: str = "zeros") -> Family:
@@ -45,5 +63,6 @@ __all__ = [
     "Family",
     "TwoStageFamily",
     "build_family",
+    "register_family",
     "share_content",
 ]

@@ -385,6 +385,6 @@ def share_content(student: Family, teacher: Family, student_content: str) -> Non
 def unsupported(detector: object, known: list[str]) -> ConfigError:
     """The error for a detector that no family file covers."""
     return ConfigError(
-        f"{type(detector).__name__} cannot be distilled: KDDETR knows {', '.join(known)}; add a "
-        "file to kd_detr_mmdet/families for another one"
+        f"{type(detector).__name__} cannot be distilled: KDDETR knows {', '.join(known)}; "
+        "register a family for another one, like those of kd_detr_mmdet/families (docs/guide.md)"
     )
