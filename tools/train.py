@@ -13,6 +13,7 @@ from kd_detr_mmdet.hooks import (
     CpuTimeHook,
     DistillLogHook,
     DistillReportHook,
+    OfficialWeightsHook,
     RandomStateHook,
 )
 from kd_detr_mmdet.utils.amp import AMP_DTYPES, use_amp
@@ -72,6 +73,7 @@ def main() -> None:
         let_mmengine_read_data_only()
     runner = build_runner(cfg)
     runner.register_hook(RandomStateHook())
+    runner.register_hook(OfficialWeightsHook())
     AtomicCheckpointHook.take_over(runner)
     if not torch.cuda.is_available():
         runner.register_hook(CpuTimeHook())

@@ -7,6 +7,7 @@ from mmdet.models.detectors.base import BaseDetector
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ..families.dino import from_official
 from ..utils.checkpoints import read_checkpoint
 from ..utils.configs import DetectorSource, names_config
 from ..utils.errors import ConfigError, shorten
@@ -49,7 +50,7 @@ def start_from(student: BaseDetector, checkpoint: str | Path | None, trust: bool
     if checkpoint is None:
         return
     what = "student.checkpoint"
-    weights = weights_of(read_checkpoint(str(checkpoint), what, trust))
+    weights = from_official(weights_of(read_checkpoint(str(checkpoint), what, trust)), student)
     own = student.state_dict()
     fits, told = _take(own, {name: weights.get(name) for name in own}, "not in the file")
     unused = sorted(weights.keys() - own.keys())

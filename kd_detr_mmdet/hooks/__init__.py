@@ -5,6 +5,7 @@ from .cpu_time_hook import CpuTimeHook
 from .kd_warmup import KDWarmup
 from .log_hook import DistillLogHook
 from .non_finite_hook import NonFiniteHook
+from .official_weights_hook import OfficialWeightsHook
 from .random_state_hook import RandomStateHook
 from .report_hook import DistillReportHook
 
@@ -15,5 +16,6 @@ __all__ = [
     "DistillReportHook",
     "KDWarmup",
     "NonFiniteHook",
+    "OfficialWeightsHook",
     "RandomStateHook",
 ]
