@@ -37,6 +37,7 @@ register_all_modules(init_default_scope=True)
 _STOCK = get_config("mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py").model
 # The official mmdet's DINO decodes at a width of 256 only, the maintained fork's at any.
 DINO_WIDTH = 256 if mmdet.__version__.startswith("3.3.") else 32
+DINO_MILLIONS = "2.48" if DINO_WIDTH == 256 else "0.09"  # parameters of dino_config()
 needs_dino_widths = pytest.mark.skipif(
     DINO_WIDTH == 256, reason="mmdet 3.3's DINO has a width of 256 only"
 )

@@ -17,7 +17,7 @@ from kd_detr_mmdet.hooks import (
     RandomStateHook,
 )
 from kd_detr_mmdet.utils.amp import AMP_DTYPES, use_amp
-from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_data_only
+from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_anything, let_mmengine_read_data_only
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
@@ -69,7 +69,9 @@ def main() -> None:
         given = cfg.get("default_hooks", {}).get("non_finite", {})
         cfg.merge_from_dict({"default_hooks.non_finite": {"type": "NonFiniteHook", **given}})
     check_data(cfg, ("train_dataloader", "val_dataloader"))
-    if not args.trust:
+    if args.trust:
+        let_mmengine_read_anything()
+    else:
         let_mmengine_read_data_only()
     runner = build_runner(cfg)
     runner.register_hook(RandomStateHook())

@@ -23,6 +23,9 @@ from mmengine.runner.checkpoint import (
 from .errors import ConfigError
 
 URL = re.compile(r"(https?|file)://")
+# What MMEngine's names of checkpoints begin with, where :func:`read_data` can read them.
+NAMED = tuple(f"{name}://" for name in ("torchvision", "modelzoo", "open-mmlab", "openmmlab"))
+READABLE = ["", "http://", "https://", *NAMED]
 
 
 def read_checkpoint(source: str, what: str, trust: bool = False) -> dict:
@@ -101,11 +104,21 @@ def let_mmengine_read_data_only() -> None:
             "it to a file, or say that you trust it: --trust"
         )
 
-    named = [f"{scheme}://" for scheme in ("torchvision", "modelzoo", "open-mmlab", "openmmlab")]
-    data = ["", "http://", "https://", *named]
-    CheckpointLoader.register_scheme(data, load_from_data, force=True)
+    CheckpointLoader.register_scheme(READABLE, load_from_data, force=True)
     elsewhere = ["mmcls://", "pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"]
     CheckpointLoader.register_scheme(elsewhere, load_from_elsewhere, force=True)
+
+
+def let_mmengine_read_anything() -> None:
+    """Have MMEngine run what checkpoints contain, from now on in this process.
+
+    Its official distribution leaves that to PyTorch, whose default since 2.6 is to refuse.
+    """
+
+    def load(filename: str, map_location: str | None = None) -> Any:
+        return read_data(_address(filename), "checkpoint", trust=True, map_location=map_location)
+
+    CheckpointLoader.register_scheme(READABLE, load, force=True)
 
 
 def _address(name: str) -> str:

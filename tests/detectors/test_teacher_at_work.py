@@ -102,6 +102,8 @@ def test_boxes_are_not_rounded_to_half_precision(taught, batch, dtype):
         queries = kd.teacher_family.queries(record)
     boxes = [heard["specific"].boxes, heard["general"].boxes, queries.boxes]
     for found in boxes:
+        found = found[(found > 0) & (found < 1)]  # proposals in the padding are 1 in any type
+        assert len(found) > 20
         assert (found.to(getattr(torch, dtype)).float() != found).float().mean() > 0.9
 
 

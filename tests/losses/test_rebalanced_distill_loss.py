@@ -5,6 +5,9 @@ from math import log
 import pytest
 import torch
 import torch.multiprocessing as mp
+
+import kd_detr_mmdet  # noqa: F401  isort: skip  (spawned processes have no conftest)
+
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build, random_checkpoint
+from conftest import build, needs_dino_widths, random_checkpoint
 from mmengine.config import Config
 
 from kd_detr_mmdet.datasets import generate_shapes
@@ -31,6 +31,7 @@ def test_the_summary_pairs_the_seeds():
     assert "twice as long | -5.0 | 7.1 | -10.0 +0.0 |" in text
 
 
+@needs_dino_widths
 def test_the_report_has_the_promised_keys_and_a_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the demo's configs read data/shapes below the working directory
     generate_shapes("data/shapes", {"train": 2, "val": 4}, (128, 96))

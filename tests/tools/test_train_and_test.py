@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TEACHER, build, dino_config, random_checkpoint
+from conftest import DINO_MILLIONS, ROOT, TEACHER, build, dino_config, random_checkpoint
 
 from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
 
@@ -28,7 +28,7 @@ def test_distils_tests_and_resumes(write_config, run, tmp_path):
     code, _, out = run("train.py", config)
     assert code == 0
     # The summary, and the last layer's terms of the loss; the others are for the back-ends.
-    assert re.search(r"student  DINO, 0\.09 M parameters, .* GFLOPs at 64x48", out)
+    assert re.search(rf"student  DINO, {DINO_MILLIONS} M parameters, .* GFLOPs at 64x48", out)
     assert re.search(r"teacher\.pth \(sha256 [0-9a-f]{8}\)", out)
     assert "16 specific (the teacher's queries) + 10 general (uniform) per image" in out
     for term in ("kd_loss_specific_cls: ", "kd_loss_general_giou: ", "kd_share: "):

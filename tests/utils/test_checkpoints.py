@@ -9,7 +9,11 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 
-from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_data_only, read_checkpoint
+from kd_detr_mmdet.utils.checkpoints import (
+    let_mmengine_read_anything,
+    let_mmengine_read_data_only,
+    read_checkpoint,
+)
 from kd_detr_mmdet.utils.errors import ConfigError
 
 WEIGHTS = dict(weight=torch.ones(2))
@@ -157,6 +161,16 @@ def test_what_cannot_be_read_as_data_is_refused(data_only, name):
 def test_an_unknown_name(data_only):
     with pytest.raises(ConfigError, match="no weights of that name"):
         CheckpointLoader.load_checkpoint("torchvision://none")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_mmengine_reads_anything(data_only, save, monkeypatch, tmp_path, scheme):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    path = save(dict(state_dict=WEIGHTS, meta=Hostile(str(tmp_path / "sprung"))))
+    let_mmengine_read_anything()
+    content = CheckpointLoader.load_checkpoint(scheme + path, map_location="meta")
+    assert content["state_dict"]["weight"].is_meta
+    assert (tmp_path / "sprung").exists()
 
 
 def test_every_loader_of_mmengine_is_replaced(monkeypatch):
