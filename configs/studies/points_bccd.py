@@ -28,6 +28,17 @@ runs = dict(
         config="configs/custom/dino_alone.py",
         options={"train_cfg.max_epochs": 48, "param_scheduler.1.milestones": [38]},
     ),
+    alone_same_time=dict(
+        title="alone, for as long as 'proposals for ten epochs' takes",
+        config="configs/custom/dino_alone.py",
+        options={"train_cfg.max_epochs": 28, "param_scheduler.1.milestones": [22]},
+    ),
+    early=dict(
+        _distilled,
+        title="proposals for ten epochs, then alone",
+        config="configs/custom/kd-detr_dino_early.py",
+        same_time=["alone", "alone_same_time", "alone_2x"],
+    ),
     specific=dict(
         _distilled,
         title="specific, own content",

@@ -1,0 +1,4 @@
+# Distilled at the encoders' proposals for ten epochs, then the student alone.
+_base_ = "./kd-detr_dino.py"
+model = dict(points=dict(num_general=0, specific=False, proposals=True))
+custom_hooks = [dict(type="KDWarmup", off=10, by_epoch=True)]
