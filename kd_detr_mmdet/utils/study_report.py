@@ -62,7 +62,8 @@ def summarize(study: Study, results: Results) -> dict:
             gains[name]["title"] = run.title
             gains[name]["baseline_title"] = shown[run.baseline].title
             gains[name]["same_time_titles"] = [shown[other].title for other in run.same_time]
-    commits = {r["commit"] or "none" for by_seed in results.values() for r in by_seed.values()}
+    finished = [result for by_seed in results.values() for result in by_seed.values()]
+    commits = {name for r in finished for name in (r["commit"] or "none").split(", ")}
     return dict(
         title=study.title,
         rows=rows,
