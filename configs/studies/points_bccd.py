@@ -20,6 +20,11 @@ _distilled = dict(
     same_time=["alone", "alone_2x"],
 )
 _nearest = {"model.student_content": "blank", "model.blank_content": "nearest"}
+_proposals = {
+    "model.points.num_general": 0,
+    "model.points.specific": False,
+    "model.points.proposals": True,
+}
 
 runs = dict(
     alone=dict(title="alone", config="configs/custom/dino_alone.py"),
@@ -37,6 +42,18 @@ runs = dict(
         _distilled,
         title="proposals for ten epochs, then alone",
         config="configs/custom/kd-detr_dino_early.py",
+        same_time=["alone", "alone_same_time", "alone_2x"],
+    ),
+    proposals=dict(
+        _distilled,
+        title="proposals",
+        options=_proposals,
+        same_time=["alone", "alone_same_time", "alone_2x"],
+    ),
+    interval=dict(
+        _distilled,
+        title="proposals, every other iteration",
+        options={**_proposals, "model.interval": 2},
         same_time=["alone", "alone_same_time", "alone_2x"],
     ),
     specific=dict(
