@@ -56,6 +56,16 @@ runs = dict(
         options={**_proposals, "model.interval": 2},
         same_time=["alone", "alone_same_time", "alone_2x"],
     ),
+    half=dict(
+        _distilled,
+        title="proposals, the teacher in bfloat16 with channels last",
+        options={
+            **_proposals,
+            "model.teacher.dtype": "bfloat16",
+            "model.teacher.channels_last": True,
+        },
+        same_time=["alone", "alone_same_time", "alone_2x"],
+    ),
     specific=dict(
         _distilled,
         title="specific, own content",
