@@ -20,6 +20,7 @@ _distilled = dict(
     same_time=["alone", "alone_2x"],
 )
 _nearest = {"model.student_content": "blank", "model.blank_content": "nearest"}
+_compared = dict(_distilled, same_time=["alone", "alone_same_time", "alone_2x"])
 _proposals = {
     "model.points.num_general": 0,
     "model.points.specific": False,
@@ -39,32 +40,28 @@ runs = dict(
         options={"train_cfg.max_epochs": 28, "param_scheduler.1.milestones": [22]},
     ),
     early=dict(
-        _distilled,
+        _compared,
         title="proposals for ten epochs, then alone",
         config="configs/custom/kd-detr_dino_early.py",
-        same_time=["alone", "alone_same_time", "alone_2x"],
     ),
     proposals=dict(
-        _distilled,
+        _compared,
         title="proposals",
         options=_proposals,
-        same_time=["alone", "alone_same_time", "alone_2x"],
     ),
     interval=dict(
-        _distilled,
+        _compared,
         title="proposals, every other iteration",
         options={**_proposals, "model.interval": 2},
-        same_time=["alone", "alone_same_time", "alone_2x"],
     ),
     half=dict(
-        _distilled,
+        _compared,
         title="proposals, the teacher in bfloat16 with channels last",
         options={
             **_proposals,
             "model.teacher.dtype": "bfloat16",
             "model.teacher.channels_last": True,
         },
-        same_time=["alone", "alone_same_time", "alone_2x"],
     ),
     specific=dict(
         _distilled,

@@ -186,10 +186,6 @@ class Family(ABC):
 
         Without ``decode`` its own queries wait to be decoded until :meth:`outputs` is asked.
         """
-        if decode:
-            with self.recording() as record:
-                self._run(batch_inputs, batch_data_samples)
-            return record
         record = Record(projections={})
 
         def forward_decoder(**inputs: Tensor) -> dict:
@@ -197,12 +193,11 @@ class Family(ABC):
             return {}
 
         with swapped(self.detector, "forward_decoder", forward_decoder):
-            self._run(batch_inputs, batch_data_samples)
+            features = self.detector.extract_feat(batch_inputs)
+            self.detector.forward_transformer(features, batch_data_samples)
+        if decode:
+            self.outputs(record)
         return record
-
-    def _run(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> None:
-        features = self.detector.extract_feat(batch_inputs)
-        self.detector.forward_transformer(features, batch_data_samples)
 
     def outputs(self, record: Record) -> dict:
         """What the decoder made of the detector's own queries in a record."""

@@ -148,9 +148,10 @@ def watched(model: KDDETR, stopwatch: Stopwatch) -> Iterator[None]:
     for method, name in (("general", "general"), ("sample", "roi")):
         if hasattr(generator, method):
             swaps.append((generator, method, naming(name, getattr(generator, method))))
-    # The rest of the forward pass that the teacher takes alone, too.
-    owns = ((student, answer_label(own, "student")), (teacher, TEACHER_FORWARD))
-    for (family, label), who in zip(owns, ("student", "teacher")):
+    for family, who, label in (
+        (student, "student", answer_label(own, "student")),
+        (teacher, "teacher", TEACHER_FORWARD),  # a part of what it takes alone, too
+    ):
         swaps += [
             (family, "answer", stopwatch.timed(asked(who), family.answer)),
             (family, "own_answer", stopwatch.timed(label, family.own_answer)),
