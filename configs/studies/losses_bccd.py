@@ -1,0 +1,69 @@
+# Which loss at points, on real images: content, class term, weights, and when to stop.
+title = "Losses at points: DINO on BCCD"
+seeds = [0, 1, 2, 3, 4]
+options = {"train_cfg.val_interval": 4}
+
+teachers = dict(
+    dino=dict(
+        config="configs/custom/dino_teacher.py",
+        options={
+            "train_cfg.max_epochs": 60,
+            "param_scheduler.1.milestones": [48],
+        },
+    )
+)
+
+
+def _distilled(title, *options, config="configs/custom/kd-detr_dino.py"):
+    return dict(
+        title=title,
+        config=config,
+        options={key: value for some in options for key, value in some.items()},
+        teacher="dino",
+        baseline="alone",
+        same_time=["alone", "alone_2x"],
+    )
+
+
+def _weights(cls, l1, giou):
+    return {
+        "model.distill_loss.cls_weight": cls,
+        "model.distill_loss.l1_weight": l1,
+        "model.distill_loss.giou_weight": giou,
+    }
+
+
+_own = {"model.student_content": "blank", "model.blank_content": "nearest"}
+_specific = {"model.points.num_general": 0}
+_authors = {"model.distill_loss.class_term": "softmax", **_weights(1.0, 5.0, 2.0)}
+_both = {
+    "model.points.num_general": 60,
+    "model.points.specific": True,
+    "model.points.proposals": False,
+}
+
+runs = dict(
+    alone=dict(title="alone", config="configs/custom/dino_alone.py"),
+    alone_2x=dict(
+        title="alone, twice as long",
+        config="configs/custom/dino_alone.py",
+        options={"train_cfg.max_epochs": 48, "param_scheduler.1.milestones": [38]},
+    ),
+    teacher_content=_distilled("the teacher's content, 8 / 20 / 8"),
+    own=_distilled("own content, 8 / 20 / 8", _own),
+    own_boxes=_distilled("own content, boxes only: 0 / 20 / 8", _own, _weights(0.0, 20.0, 8.0)),
+    own_softmax=_distilled("own content, softmax KL, 1 / 5 / 2", _own, _authors),
+    teacher_content_softmax=_distilled("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
+    own_quarter=_distilled("own content, 2 / 5 / 2", _own, _weights(2.0, 5.0, 2.0)),
+    own_early=_distilled(
+        "own content, 8 / 20 / 8, for ten epochs, then alone",
+        _own,
+        _both,
+        config="configs/custom/kd-detr_dino_early.py",
+    ),
+    own_specific=_distilled("own content, specific points only", _own, _specific),
+    teacher_content_specific=_distilled("the teacher's content, specific points only", _specific),
+    own_no_rebalance=_distilled(
+        "own content, no rebalance", _own, {"model.distill_loss.rebalance": False}
+    ),
+)
