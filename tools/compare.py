@@ -26,7 +26,7 @@ from mmengine.registry import init_default_scope
 
 from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.hooks.report_hook import check_classes
-from kd_detr_mmdet.utils.benchmark import image_size, quiet, spread
+from kd_detr_mmdet.utils.benchmark import image_size, quiet, spread, untrained
 from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
 from kd_detr_mmdet.utils.complexity import gflops, params_m
 from kd_detr_mmdet.utils.configs import is_kd_model, model_config
@@ -40,7 +40,6 @@ from kd_detr_mmdet.utils.inference_cost import (
     gpu_memory,
     milliseconds,
     random_image,
-    untrained,
 )
 from kd_detr_mmdet.utils.study import commit, write_atomically
 

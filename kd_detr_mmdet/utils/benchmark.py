@@ -19,7 +19,7 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -413,10 +413,8 @@ def _train(model: BaseDetector, cfg: Config, batch: dict, amp: str | None) -> No
 
 def _student_steps(cfg: dict, batch: dict, amp: str | None) -> None:
     cfg = Config(cfg)
-    with quiet():
-        model = MODELS.build(model_config(offline(cfg.model)[0].student))
-        model.init_weights()
-    _train(model, cfg, batch, amp)
+    model = untrained(model_config(offline(cfg.model)[0].student))
+    _train(model.train(), cfg, batch, amp)
 
 
 def _kd_steps(cfg: dict, batch: dict, amp: str | None) -> None:
@@ -431,10 +429,8 @@ def _kd_steps(cfg: dict, batch: dict, amp: str | None) -> None:
 
 @torch.no_grad()
 def _teacher_look(cfg: dict, batch: dict, amp: str | None) -> None:
-    with quiet():
-        model = MODELS.build(model_config(offline(Config(cfg).model)[0].teacher.config))
-        model.init_weights()
-    family, dtype = build_family(model.eval()), AMP_DTYPES.get(amp)
+    model = untrained(model_config(offline(Config(cfg).model)[0].teacher.config))
+    family, dtype = build_family(model), AMP_DTYPES.get(amp)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         family.own_answer(family.look(batch["inputs"], batch["data_samples"]))
 
@@ -500,6 +496,15 @@ def without_pretrained(cfg: Any) -> Any:
         kept = [init for init in given if init.get("type") not in ("Pretrained", PretrainedInit)]
         cfg["init_cfg"] = kept or None
     return cfg
+
+
+def untrained(model_cfg: dict) -> BaseDetector:
+    """A detector in eval mode with MMDetection's initial weights; nothing is downloaded."""
+    with quiet():
+        # A copy: MMDetection's detectors change their config.
+        model = MODELS.build(without_pretrained(ConfigDict(copy.deepcopy(model_cfg))))
+        model.init_weights()  # some of mmdet's parameters hold anything before
+    return model.eval()
 
 
 def share_all_classes(model: KDDETR) -> None:

@@ -1,16 +1,13 @@
 """What a detector costs where it is deployed: milliseconds, memory and file size."""
 
-import copy
 import io
 
 import numpy as np
 import torch
 from mmdet.models.detectors.base import BaseDetector
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
 
-from .benchmark import Clock, quiet, without_pretrained
+from .benchmark import Clock, untrained
 from .peak_memory import peak_growth
 
 WARM_UP = 3  # rounds that are not counted
@@ -25,15 +22,6 @@ def random_image(size: tuple[int, int], seed: int = 0) -> dict:
         metainfo=dict(img_id=0, img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
     )
     return dict(inputs=[torch.from_numpy(pixels)], data_samples=[sample])
-
-
-def untrained(model_cfg: dict) -> BaseDetector:
-    """A detector in eval mode with MMDetection's initial weights; nothing is downloaded."""
-    with quiet():
-        # A copy: MMDetection's detectors change their config.
-        model = MODELS.build(without_pretrained(ConfigDict(copy.deepcopy(model_cfg))))
-        model.init_weights()  # some of mmdet's parameters hold anything before
-    return model.eval()
 
 
 def file_megabytes(model: BaseDetector) -> float:

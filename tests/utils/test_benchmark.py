@@ -13,7 +13,8 @@ from kd_detr_mmdet.losses import rebalanced_distill_loss
 from kd_detr_mmdet.points import Answer
 from kd_detr_mmdet.utils import ConfigError
 from kd_detr_mmdet.utils import benchmark as bench
-from kd_detr_mmdet.utils.benchmark import Benchmark, Round, Stopwatch
+from kd_detr_mmdet.utils.benchmark import Benchmark, Round, Stopwatch, untrained
+from kd_detr_mmdet.utils.inference_cost import random_image
 
 CPU = torch.device("cpu")
 OPTIMIZER = dict(optimizer=dict(type="AdamW", lr=1e-4), clip_grad=dict(max_norm=0.1))
@@ -473,3 +474,14 @@ def test_what_cannot_be_measured(config, monkeypatch):
     monkeypatch.setattr(benchmark, "round", broken)
     with pytest.raises(RuntimeError, match="something else"):
         benchmark.measure(benchmark.generated((96, 64), 2), 1)
+
+
+def test_an_untrained_model_is_whole_and_its_config_is_left_alone():
+    config = dino_config()
+    config.backbone.init_cfg = dict(type="Pretrained", checkpoint="https://example.invalid/r.pth")
+    before = config.to_dict()
+    model = untrained(config)
+    assert config.to_dict() == before
+    assert not model.training and all(p.isfinite().all() for p in model.parameters())
+    found = model.test_step(random_image((96, 64)))[0].pred_instances
+    assert len(found) == 12 and found.bboxes[:, 2].max() <= 96 and found.bboxes[:, 3].max() <= 64

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from conftest import dino_config
 from torch import nn
 
 from kd_detr_mmdet.utils import peak_memory
@@ -13,20 +12,7 @@ from kd_detr_mmdet.utils.inference_cost import (
     cpu_memory,
     file_megabytes,
     milliseconds,
-    random_image,
-    untrained,
 )
-
-
-def test_an_untrained_model_is_whole_and_its_config_is_left_alone():
-    config = dino_config()
-    config.backbone.init_cfg = dict(type="Pretrained", checkpoint="https://example.invalid/r.pth")
-    before = config.to_dict()
-    model = untrained(config)
-    assert config.to_dict() == before
-    assert not model.training and all(p.isfinite().all() for p in model.parameters())
-    found = model.test_step(random_image((96, 64)))[0].pred_instances
-    assert len(found) == 12 and found.bboxes[:, 2].max() <= 96 and found.bboxes[:, 3].max() <= 64
 
 
 def test_the_file_holds_the_weights():
