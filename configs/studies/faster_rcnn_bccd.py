@@ -33,13 +33,14 @@ def _alone(title, epochs):
     return dict(title=title, config=config, options=_bccd("model", epochs))
 
 
-def _distilled(title, **options):
+def _distilled(title, early="", **options):
     return dict(
         title=title,
-        config="configs/tiny/kd-detr_dino-to-faster_rcnn.py",
+        config=f"configs/tiny/kd-detr_dino-to-faster_rcnn{early}.py",
         options={
             **_bccd("model.student"),
             "model.teacher.config": "configs/custom/dino_teacher.py",
+            **({"custom_hooks.0.off": 8} if early else {}),
             **{f"model.{name.replace('__', '.')}": value for name, value in options.items()},
         },
         teacher="dino",
@@ -61,6 +62,7 @@ runs = dict(
     alone=_alone("alone", 24),
     alone_2x=_alone("alone, twice as long", 48),
     sampled=_distilled("at the RoIs that the student's loss samples (defaults)"),
+    sampled_early=_distilled("sampled RoIs, for eight epochs, then alone", early="_early"),
     proposals=_distilled("at the student's proposals", points__boxes="proposals"),
     specific=_teachers_boxes("at the teacher's queries", 0),
     both=_teachers_boxes("at the teacher's queries and random boxes", 60),

@@ -47,6 +47,11 @@ runs = dict(
         title="at the RoIs that the student's loss samples, posterior",
         options={"model.distill_loss.class_bridge": "posterior"},
     ),
+    sampled_early=dict(
+        _distilled,
+        title="at the RoIs that the student's loss samples, for three epochs, then alone",
+        config="configs/tiny/kd-detr_dino-to-faster_rcnn_early.py",
+    ),
     proposals=dict(
         _distilled,
         title="at the student's proposals",

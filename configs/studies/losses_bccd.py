@@ -43,6 +43,12 @@ _both = {
     "model.points.proposals": False,
 }
 
+
+def _early(title, *options):
+    title = f"{title}, for ten epochs, then alone"
+    return _distilled(title, _both, *options, config="configs/custom/kd-detr_dino_early.py")
+
+
 runs = dict(
     alone=dict(title="alone", config="configs/custom/dino_alone.py"),
     alone_2x=dict(
@@ -57,12 +63,8 @@ runs = dict(
     teacher_content_softmax=_distilled("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
     own_quarter=_distilled("own content, 2 / 5 / 2", _own, _quarter),
     teacher_content_quarter=_distilled("the teacher's content, 2 / 5 / 2", _quarter),
-    own_early=_distilled(
-        "own content, 8 / 20 / 8, for ten epochs, then alone",
-        _own,
-        _both,
-        config="configs/custom/kd-detr_dino_early.py",
-    ),
+    own_early=_early("own content, 8 / 20 / 8", _own),
+    teacher_content_softmax_early=_early("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
     own_specific=_distilled("own content, specific points only", _own, _specific),
     teacher_content_specific=_distilled("the teacher's content, specific points only", _specific),
     own_no_rebalance=_distilled(
