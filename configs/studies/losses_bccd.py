@@ -36,7 +36,6 @@ def _weights(cls, l1, giou):
 _own = {"model.student_content": "blank", "model.blank_content": "nearest"}
 _specific = {"model.points.num_general": 0}
 _authors = {"model.distill_loss.class_term": "softmax", **_weights(1.0, 5.0, 2.0)}
-_quarter = _weights(2.0, 5.0, 2.0)
 _both = {
     "model.points.num_general": 60,
     "model.points.specific": True,
@@ -61,8 +60,8 @@ runs = dict(
     own_boxes=_distilled("own content, boxes only: 0 / 20 / 8", _own, _weights(0.0, 20.0, 8.0)),
     own_softmax=_distilled("own content, softmax KL, 1 / 5 / 2", _own, _authors),
     teacher_content_softmax=_distilled("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
-    own_quarter=_distilled("own content, 2 / 5 / 2", _own, _quarter),
-    teacher_content_quarter=_distilled("the teacher's content, 2 / 5 / 2", _quarter),
+    own_quarter=_distilled("own content, 2 / 5 / 2", _own, _weights(2.0, 5.0, 2.0)),
+    teacher_content_light=_distilled("the teacher's content, 1 / 5 / 2", _weights(1.0, 5.0, 2.0)),
     own_early=_early("own content, 8 / 20 / 8", _own),
     teacher_content_softmax_early=_early("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
     own_specific=_distilled("own content, specific points only", _own, _specific),
