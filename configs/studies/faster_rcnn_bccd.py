@@ -62,6 +62,7 @@ runs = dict(
     alone=_alone("alone", 24),
     alone_2x=_alone("alone, twice as long", 48),
     sampled=_distilled("at the RoIs that the student's loss samples (defaults)"),
+    sampled_boxes=_distilled("sampled RoIs, boxes only", distill_loss__cls_weight=0.0),
     sampled_early=_distilled("sampled RoIs, for eight epochs, then alone", early="_early"),
     proposals=_distilled("at the student's proposals", points__boxes="proposals"),
     specific=_teachers_boxes("at the teacher's queries", 0),

@@ -47,6 +47,11 @@ runs = dict(
         title="at the RoIs that the student's loss samples, posterior",
         options={"model.distill_loss.class_bridge": "posterior"},
     ),
+    sampled_boxes=dict(
+        _distilled,
+        title="sampled RoIs, boxes only",
+        options={"model.distill_loss.cls_weight": 0.0},
+    ),
     sampled_early=dict(
         _distilled,
         title="at the RoIs that the student's loss samples, for three epochs, then alone",
