@@ -36,6 +36,11 @@ def _weights(cls, l1, giou):
 _own = {"model.student_content": "blank", "model.blank_content": "nearest"}
 _specific = {"model.points.num_general": 0}
 _authors = {"model.distill_loss.class_term": "softmax", **_weights(1.0, 5.0, 2.0)}
+_proposals = {
+    "model.points.num_general": 0,
+    "model.points.specific": False,
+    "model.points.proposals": True,
+}
 _both = {
     "model.points.num_general": 60,
     "model.points.specific": True,
@@ -64,6 +69,9 @@ runs = dict(
     teacher_content_light=_distilled("the teacher's content, 1 / 5 / 2", _weights(1.0, 5.0, 2.0)),
     own_early=_early("own content, 8 / 20 / 8", _own),
     teacher_content_softmax_early=_early("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
+    proposals=_distilled("proposals, 8 / 20 / 8", _proposals),
+    proposals_light=_distilled("proposals, 1 / 5 / 2", _proposals, _weights(1.0, 5.0, 2.0)),
+    proposals_softmax=_distilled("proposals, softmax KL, 1 / 5 / 2", _proposals, _authors),
     own_specific=_distilled("own content, specific points only", _own, _specific),
     teacher_content_specific=_distilled("the teacher's content, specific points only", _specific),
     own_no_rebalance=_distilled(
