@@ -48,7 +48,7 @@ runs = dict(
     ),
     specific=dict(_distilled, title="specific, own content", options=_specific),
     both=dict(_distilled, title="general and specific, own content", options=_nearest),
-    both_teacher=dict(_distilled, title="general and specific, the teacher's content (defaults)"),
+    both_teacher=dict(_distilled, title="general and specific, the teacher's content"),
     inconsistent=_pairing("inconsistent"),
     similar_general=_pairing("similar_general"),
     hungarian=_pairing("hungarian"),

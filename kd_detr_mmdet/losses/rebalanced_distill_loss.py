@@ -44,7 +44,7 @@ class RebalancedDistillLoss(nn.Module):
             :func:`~kd_detr_mmdet.losses.class_bridge.bridged_divergence`. It has no temperature.
         temperature: Both logits are divided by it, and the class term is multiplied by its square.
             None means 1 for ``'bernoulli'`` and 10 for ``'softmax'`` (the authors' code).
-        cls_weight: Factor of the class term.
+        cls_weight: Factor of the class term. The defaults of these three are the authors' (code).
         l1_weight: Factor of the L1 term, the mean over the 4 normalised coordinates.
         giou_weight: Factor of the GIoU term.
         set_weights: Factor for a set of points by name, e.g. ``dict(general=0.5)``; 1 if absent.
@@ -64,9 +64,9 @@ class RebalancedDistillLoss(nn.Module):
         class_term: str = "bernoulli",
         class_bridge: str = "foreground",
         temperature: float | None = None,
-        cls_weight: float = 8.0,
-        l1_weight: float = 20.0,
-        giou_weight: float = 8.0,
+        cls_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
         set_weights: dict[str, float] | None = None,
         rebalance: bool = True,
         layers: str = "last",

@@ -22,7 +22,7 @@ def test_terms_share_and_foreground_reach_the_back_ends(six_layers, train_tiny):
     for name in SETS:
         assert 0 < first[f"kd_foreground_{name}"] < 1
         for layer in ("d0.", "d4.", ""):
-            for term, weight in (("cls", 0), ("l1", 20), ("giou", 8)):
+            for term, weight in (("cls", 0), ("l1", 5), ("giou", 2)):
                 raw = first[f"{layer}kd_raw_{name}_{term}"]
                 scale = weight * (0.5 if name == "general" else 1)
                 assert raw > 1e-4

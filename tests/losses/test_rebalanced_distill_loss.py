@@ -280,6 +280,15 @@ def test_factors_of_terms_and_of_sets():
             assert close(weighted[f"kd_loss_{name}_{term}"], expected), (name, term)
 
 
+def test_the_default_factors_are_the_authors():
+    student, teacher = random_answer(0), random_answer(1)
+    raw = loss_of(student, teacher, "general")
+    weighted = RebalancedDistillLoss()(student, teacher, "general")
+    for term, factor in dict(cls=1, l1=5, giou=2).items():
+        key = f"kd_loss_general_{term}"
+        assert close(weighted[key], factor * raw[key].item())
+
+
 # --- layers ---------------------------------------------------------------------------------------
 
 
