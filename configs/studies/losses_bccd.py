@@ -33,9 +33,11 @@ def _weights(cls, l1, giou):
     }
 
 
+_heavy = _weights(8.0, 20.0, 8.0)
+_light = _weights(1.0, 5.0, 2.0)
 _own = {"model.student_content": "blank", "model.blank_content": "nearest"}
 _specific = {"model.points.num_general": 0}
-_authors = {"model.distill_loss.class_term": "softmax", **_weights(1.0, 5.0, 2.0)}
+_authors = {"model.distill_loss.class_term": "softmax", **_light}
 _proposals = {
     "model.points.num_general": 0,
     "model.points.specific": False,
@@ -60,21 +62,23 @@ runs = dict(
         config="configs/custom/dino_alone.py",
         options={"train_cfg.max_epochs": 48, "param_scheduler.1.milestones": [38]},
     ),
-    teacher_content=_distilled("the teacher's content, 8 / 20 / 8"),
-    own=_distilled("own content, 8 / 20 / 8", _own),
+    teacher_content=_distilled("the teacher's content, 8 / 20 / 8", _heavy),
+    own=_distilled("own content, 8 / 20 / 8", _own, _heavy),
     own_boxes=_distilled("own content, boxes only: 0 / 20 / 8", _own, _weights(0.0, 20.0, 8.0)),
     own_softmax=_distilled("own content, softmax KL, 1 / 5 / 2", _own, _authors),
     teacher_content_softmax=_distilled("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
     own_quarter=_distilled("own content, 2 / 5 / 2", _own, _weights(2.0, 5.0, 2.0)),
-    teacher_content_light=_distilled("the teacher's content, 1 / 5 / 2", _weights(1.0, 5.0, 2.0)),
-    own_early=_early("own content, 8 / 20 / 8", _own),
+    teacher_content_light=_distilled("the teacher's content, 1 / 5 / 2", _light),
+    own_early=_early("own content, 8 / 20 / 8", _own, _heavy),
     teacher_content_softmax_early=_early("the teacher's content, softmax KL, 1 / 5 / 2", _authors),
-    proposals=_distilled("proposals, 8 / 20 / 8", _proposals),
-    proposals_light=_distilled("proposals, 1 / 5 / 2", _proposals, _weights(1.0, 5.0, 2.0)),
+    proposals=_distilled("proposals, 8 / 20 / 8", _proposals, _heavy),
+    proposals_light=_distilled("proposals, 1 / 5 / 2", _proposals, _light),
     proposals_softmax=_distilled("proposals, softmax KL, 1 / 5 / 2", _proposals, _authors),
-    own_specific=_distilled("own content, specific points only", _own, _specific),
-    teacher_content_specific=_distilled("the teacher's content, specific points only", _specific),
+    own_specific=_distilled("own content, specific points only", _own, _specific, _heavy),
+    teacher_content_specific=_distilled(
+        "the teacher's content, specific points only", _specific, _heavy
+    ),
     own_no_rebalance=_distilled(
-        "own content, no rebalance", _own, {"model.distill_loss.rebalance": False}
+        "own content, no rebalance", _own, _heavy, {"model.distill_loss.rebalance": False}
     ),
 )

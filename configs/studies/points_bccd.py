@@ -13,18 +13,19 @@ teachers = dict(
     )
 )
 
-_distilled = dict(
+_compared = dict(
     config="configs/custom/kd-detr_dino.py",
     teacher="dino",
     baseline="alone",
-    same_time=["alone", "alone_2x"],
+    same_time=["alone", "alone_same_time", "alone_2x"],
 )
-_nearest = {"model.student_content": "blank", "model.blank_content": "nearest"}
-_compared = dict(_distilled, same_time=["alone", "alone_same_time", "alone_2x"])
 _proposals = {
     "model.points.num_general": 0,
     "model.points.specific": False,
     "model.points.proposals": True,
+    "model.distill_loss.cls_weight": 8.0,
+    "model.distill_loss.l1_weight": 20.0,
+    "model.distill_loss.giou_weight": 8.0,
 }
 
 runs = dict(
@@ -63,15 +64,4 @@ runs = dict(
             "model.teacher.channels_last": True,
         },
     ),
-    specific=dict(
-        _distilled,
-        title="specific, own content",
-        options={"model.points.num_general": 0, **_nearest},
-    ),
-    specific_teacher=dict(
-        _distilled,
-        title="specific, the teacher's content",
-        options={"model.points.num_general": 0},
-    ),
-    both=dict(_distilled, title="general and specific, own content", options=_nearest),
 )
