@@ -346,6 +346,8 @@ def check_pair(model: KDDETR) -> None:
             f"{counts[0]} and the teacher {counts[1]}: set bbox_head.num_classes of both to the "
             "data set's, or class_map='names' to distil the classes that both know"
         )
+    if counts[0] == 1:
+        check_single_class(model)
     if isinstance(model.point_generator, QueryPairing):
         check_queries(model)
     else:
@@ -362,6 +364,26 @@ def check_pair(model: KDDETR) -> None:
         raise ConfigError(
             f"distill_loss.layers='one_to_one' needs decoders of one depth, but the student has "
             f"{depths[0]} layers and the teacher {depths[1]}: use layers='last'"
+        )
+
+
+def check_single_class(model: KDDETR) -> None:
+    """Refuse a class term that asks which class it is where there is one only: it is always 0.
+
+    Raises:
+        ConfigError: With what to set instead.
+    """
+    loss = model.distill_loss  # or one of the user's own, without these options
+    if not getattr(loss, "weights", {}).get("cls") or model.teacher_family.has_background:
+        return
+    if model.student_family.has_background:
+        option, silent, others = "class_bridge", "foreground", "'posterior' or 'binary'"
+    else:
+        option, silent, others = "class_term", "softmax", "'bernoulli'"
+    if getattr(loss, option, None) == silent:
+        raise ConfigError(
+            f"distill_loss.{option}={silent!r} teaches which class an object is of, and there is "
+            f"one class only: use {others}, or cls_weight=0 to distil boxes alone"
         )
 
 

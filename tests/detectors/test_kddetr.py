@@ -14,6 +14,7 @@ from conftest import (
     dino_config,
     needs_dino_widths,
     random_checkpoint,
+    two_stage_config,
 )
 from mmdet.registry import MODELS
 from mmengine.analysis import parameter_count
@@ -899,3 +900,26 @@ def test_mixed_precision_keeps_the_distillation_losses_in_float32(kd_config, bat
             torch.testing.assert_close(value, full[name], rtol=0.1, atol=0.1)
     sum(half[name] for name in half if "kd_loss" in name).backward()
     assert all(p.grad.isfinite().all() for p in kd.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "student, option, silent, other",
+    [
+        (dino_config, "class_term", "softmax", "bernoulli"),
+        (two_stage_config, "class_bridge", "foreground", "posterior"),
+    ],
+)
+def test_a_class_term_that_is_silent_with_one_class_is_refused(
+    student, option, silent, other, kd_config
+):
+    def make(classes=1, **loss):
+        teacher = dict(config=dino_config(num_classes=classes), checkpoint=None)
+        return build(
+            kd_config(student=student(num_classes=classes), teacher=teacher, distill_loss=loss)
+        )
+
+    with pytest.raises(ConfigError, match=f"distill_loss.{option}='{silent}' .* '{other}'"):
+        make(**{option: silent})
+    make(**{option: other})
+    make(**{option: silent}, cls_weight=0)
+    make(classes=2, **{option: silent})
