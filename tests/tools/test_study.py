@@ -271,11 +271,11 @@ def test_trains_in_order_and_only_once(write, run, calls, tmp_path):
     work = tmp_path / "work"
     told = [" ".join(line.split()[:3]) for line in calls()]
     # The undistilled runs begin beside the teacher, the distilled ones after it.
-    assert (
-        told.index("end t seed-0") < told.index("begin kd seed-0") < told.index("begin kd seed-1")
-    )
+    for seed in (0, 1):
+        assert told.index("end t seed-0") < told.index(f"begin kd seed-{seed}")
     assert told.index("begin alone seed-0") < told.index("end t seed-0")
-    assert told.index("begin alone seed-0") < told.index("begin alone seed-1")
+    for name in ("kd", "alone"):  # what the study says: processes may come up in another order
+        assert out.index(f"{name}, seed 0: starts") < out.index(f"{name}, seed 1: starts")
     options = {" ".join(line.split()[:3]): line.split()[3:] for line in calls()}
     assert options["begin t seed-0"] == ["--cfg-options", "a.b=[1,2]", "randomness.seed=0"]
     assert options["begin kd seed-1"] == [
