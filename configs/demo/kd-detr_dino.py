@@ -9,6 +9,6 @@ model = dict(
         checkpoint="work_dirs/demo/teacher/epoch_8.pth",
     ),
     points=dict(num_general=60),
-    # Above the defaults: a teacher that had as little time as its student is worth more.
+    # Those of the README's table and of the studies that stand on this config, not the defaults.
     distill_loss=dict(cls_weight=8.0, l1_weight=20.0, giou_weight=8.0),
 )

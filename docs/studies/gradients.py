@@ -59,6 +59,8 @@ def main(config: str, student: str, teacher: str, batches: int) -> None:
                 break
             losses = model.train()(**model.data_preprocessor(data, True), mode="loss")
             for term, value in by_term(losses).items():
+                if class_term == "softmax" and term != OWN and not term.endswith("_cls"):
+                    continue  # boxes do as before
                 found = torch.autograd.grad(
                     value, parameters, retain_graph=True, materialize_grads=True, allow_unused=True
                 )
@@ -67,8 +69,8 @@ def main(config: str, student: str, teacher: str, batches: int) -> None:
                 values.setdefault(term, []).append(value.item())
                 norms.setdefault(term, []).append(gradient.norm().item())
         for term in total:
-            if class_term == "softmax" and not term.endswith("_cls"):
-                continue  # as above
+            if class_term == "softmax" and term == OWN:
+                continue  # as before
             ratio = statistics.median(a / b for a, b in zip(norms[term], norms[OWN]))
             cosine = torch.cosine_similarity(total[term], total[OWN], dim=0).item()
             value = statistics.mean(values[term])

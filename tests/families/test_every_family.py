@@ -150,8 +150,9 @@ def test_own_losses_are_bit_identical_to_plain_mmdet(name, pair, batch, shapes):
 
 def test_the_same_student_and_teacher_have_nothing_to_learn(name, pair, batch, shapes):
     cfg = calm(FAMILY_CONFIGS[name])
+    heavy = dict(cls_weight=8.0, l1_weight=20.0, giou_weight=8.0)
     for alike in (True, False):
-        kd = pair(cfg, cfg)
+        kd = pair(cfg, cfg, distill_loss=heavy)
         data = batch(kd, shapes)
         other = kd.teacher if alike else noisy(cfg, seed=2)
         kd.student.load_state_dict(other.state_dict())
@@ -159,7 +160,7 @@ def test_the_same_student_and_teacher_have_nothing_to_learn(name, pair, batch, s
         last = {term: value for term, value in losses.items() if term.startswith("kd_loss")}
         assert len(last) == (3 if name == "detr" else 6)
         for term, value in last.items():
-            assert value < 1e-4 if alike else value > 1e-3, term
+            assert value < 1e-3 if alike else value > 1e-2, term
 
 
 def test_what_is_saved_is_the_plain_student(name, pair, batch):
