@@ -99,8 +99,12 @@ class TwoStageFamily(Family):
             return loss(features, rpn_results, samples)
 
         def bbox_forward(*inputs: Any) -> dict:
-            record.setdefault("rois", inputs[-1].detach())  # of a cascade, those of its first stage
-            return forward(*inputs)
+            results = forward(*inputs)
+            if "rois" not in record:  # of a cascade, those of its first stage
+                record["rois"] = inputs[-1].detach()
+                if len(self.box_heads) == 1:
+                    record["predicted"] = results["cls_score"], results["bbox_pred"]
+            return results
 
         with ExitStack() as stack:
             stack.enter_context(swapped(detector, "extract_feat", extract_feat))
@@ -151,6 +155,8 @@ class TwoStageFamily(Family):
     ) -> Answer:
         """Ask every stage at points.
 
+        What the only stage has said of a RoI in the recorded loss it is not asked again.
+
         Args:
             record: Of a loss.
             points: Where; their content is ignored.
@@ -163,12 +169,12 @@ class TwoStageFamily(Family):
         corners = [pixel_corners(boxes, shape) for boxes, shape in zip(points.boxes, shapes)]
         all_scores, all_boxes = [], []
         for stage, head in enumerate(self.box_heads):
-            where = (stage,) if len(self.box_heads) > 1 else ()
-            out = self.detector.roi_head._bbox_forward(
-                *where, record["features"], bbox2roi(corners)
-            )
-            scores = out["cls_score"].view(batch_size, num_points, -1)
-            deltas = out["bbox_pred"].view(batch_size, num_points, -1)
+            if points.rois is not None and "predicted" in record:
+                out = self._known_or_predicted(record, corners, points.rois)
+            else:
+                where = (stage,) if len(self.box_heads) > 1 else ()
+                out = self._predictions(record, corners, *where)
+            scores, deltas = (of_all.view(batch_size, num_points, -1) for of_all in out)
             found = scores[..., :-1].argmax(-1)
             wanted = found if labels is None else labels
             refined = [
@@ -186,3 +192,21 @@ class TwoStageFamily(Family):
             )
             corners = [boxes.detach() for boxes in refined[1]]  # where the next stage looks
         return Answer(torch.stack(all_scores), torch.stack(all_boxes), True)
+
+    def _predictions(self, record: Record, corners: list[Tensor], *stage: int) -> tuple:
+        """Class scores and box deltas (n, ...) at corners in pixels, all images' in one row."""
+        roi_head = self.detector.roi_head
+        out = roi_head._bbox_forward(*stage, record["features"], bbox2roi(corners))
+        return out["cls_score"], out["bbox_pred"]
+
+    def _known_or_predicted(self, record: Record, corners: list[Tensor], rois: Tensor) -> tuple:
+        """The same, with what is on record of the points that ``rois`` (bs, M) names."""
+        new = rois < 0
+        known = record["predicted"]
+        images = torch.arange(len(corners), device=rois.device)
+        row = rois + torch.searchsorted(record["rois"][:, 0].contiguous(), images)[:, None]
+        if new.any():
+            row[new] = len(record["rois"]) + torch.arange(new.sum(), device=rois.device)
+            asked = self._predictions(record, [boxes[n] for boxes, n in zip(corners, new)])
+            known = [torch.cat(both) for both in zip(known, asked)]
+        return tuple(of_all[row.flatten()] for of_all in known)

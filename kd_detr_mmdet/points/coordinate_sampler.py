@@ -89,20 +89,25 @@ class CoordinateSampler(DistillPointGenerator):
             step: Names the step, for the draw.
 
         Returns:
-            DistillPoints: ``max_points`` boxes for each image, within the image, without content.
+            DistillPoints: ``max_points`` boxes for each image, within the image, without content;
+            with ``boxes='sampled'`` it knows which RoIs they are.
         """
         device = boxes[0].device
         generator = self.generator((*step, 1))
         filling = self.draw((len(boxes), self.max_points, 4), generator).to(device)
-        rows = []
-        for own, truth, general in zip(boxes, ground_truth, filling):
-            own, truth = _within(own.detach().float()), _within(truth.detach().float())
+        places = torch.empty_like(filling)
+        rois = places.new_full(places.shape[:2], -1, dtype=torch.long)
+        for image, (own, truth) in enumerate(zip(boxes, ground_truth)):
+            own, which = _within(own.detach().float())
+            truth, _ = _within(truth.detach().float())
             first = truth[: self.max_points] if self.add_ground_truth else truth[:0]
             if len(first):  # the loss samples the ground truth as well: no point counts twice
-                own = own[~(own[:, None] == first).all(-1).any(1)]
+                other = ~(own[:, None] == first).all(-1).any(1)
+                own, which = own[other], which[other]
             picked = self._pick(own, truth, len(first), generator)
-            rows.append(torch.cat([first, own[picked], general])[: self.max_points])
-        return DistillPoints(torch.stack(rows))
+            places[image] = torch.cat([first, own[picked], filling[image]])[: self.max_points]
+            rois[image, len(first) : len(first) + len(picked)] = which[picked]
+        return DistillPoints(places, rois=rois if self.boxes == "sampled" else None)
 
     def _pick(self, own: Tensor, truth: Tensor, taken: int, generator: torch.Generator) -> Tensor:
         """Indices of boxes beside ``taken`` true ones, no more of both on objects than wanted."""
@@ -128,9 +133,10 @@ class CoordinateSampler(DistillPointGenerator):
         )
 
 
-def _within(boxes: Tensor) -> Tensor:
-    """Boxes cxcywh cut to the image: anchors reach beyond it. Those outside it are dropped."""
+def _within(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes cxcywh cut to the image, beyond which anchors reach, and which of them lie in it."""
     corners = bbox_cxcywh_to_xyxy(boxes).clamp(0, 1)
     sizes = corners[:, 2:] - corners[:, :2]
     cut = torch.cat([corners[:, :2] + sizes / 2, sizes], -1)
-    return cut[(sizes > 0).all(-1)]
+    which = (sizes > 0).all(-1).nonzero()[:, 0]
+    return cut[which], which

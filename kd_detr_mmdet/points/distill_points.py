@@ -30,6 +30,8 @@ class DistillPoints:
             (``img_shape``, without padding), each in [0, 1]. Float32, no gradient.
         content: What a decoder query carries besides its place, shape (bs, M, dim), or None for
             points that are a place and nothing more.
+        rois: Which of the image's RoIs that a two-stage student's loss samples each point is, shape
+            (bs, M), -1 where it is none of them; None where no point is one.
 
     Raises:
         ValueError: If the shapes are not as above, or the points ask for a gradient (points are
@@ -38,12 +40,18 @@ class DistillPoints:
 
     boxes: Tensor
     content: Tensor | None = None
+    rois: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.dim() != 3 or self.boxes.size(-1) != 4:
             raise ValueError(f"boxes must have shape (bs, M, 4), got {tuple(self.boxes.shape)}")
         if self.boxes.requires_grad:
             raise ValueError("distillation points are never learned: detach the boxes")
+        if self.rois is not None and self.rois.shape != self.boxes.shape[:2]:
+            raise ValueError(
+                f"rois must have shape (bs, M) = {tuple(self.boxes.shape[:2])}, got "
+                f"{tuple(self.rois.shape)}"
+            )
         if self.content is None:
             return
         if self.content.dim() != 3 or self.content.shape[:2] != self.boxes.shape[:2]:

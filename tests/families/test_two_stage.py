@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from kd_detr_mmdet.families import TwoStageFamily, build_family
 from kd_detr_mmdet.families.base import Record
 from kd_detr_mmdet.losses.class_bridge import CLASS_BRIDGES
-from kd_detr_mmdet.points import DistillPoints
+from kd_detr_mmdet.points import CoordinateSampler, DistillPoints
 from kd_detr_mmdet.points.coordinate_sampler import BOXES
 from kd_detr_mmdet.points.coordinates import pixel_corners, relative_boxes
 from kd_detr_mmdet.utils import ConfigError
@@ -158,6 +158,8 @@ def test_recording_leaves_no_trace(kind, fails, monkeypatch):
         assert now.keys() == attributes.keys()
         assert all(now[name] is value for name, value in attributes.items())
     parts = {"features"} if fails else {"features", "shapes", "proposals", "rois"}
+    if not fails and kind != "cascade_rcnn":
+        parts.add("predicted")
     assert set(record) == parts
 
 
@@ -254,6 +256,41 @@ def test_an_answer_is_what_the_test_path_predicts_at_the_box(kind, agnostic):
     same = torch.equal(answers["asked"].boxes, answers["found"].boxes)
     assert same == agnostic
     assert torch.equal(answers["asked"].cls_scores, answers["found"].cls_scores)
+
+
+@pytest.mark.parametrize("max_points, fill", [(20, 4), (5, 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_loss_has_said_of_a_roi_is_not_asked_again(kind, max_points, fill):
+    detector = noisy(two_stage_config(kind)).train()
+    family, data, seen = build_family(detector), demo_batch(detector), []
+    with family.recording() as record:
+        detector.loss(data["inputs"], data["data_samples"])
+    extractor = detector.roi_head.bbox_roi_extractor
+    first = extractor[0] if kind == "cascade_rcnn" else extractor
+    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1][:, 1:]))
+    sampler = CoordinateSampler(max_points=max_points, seed=0)
+    points = sampler.sample(family.boxes(record, "sampled"), [torch.zeros(0, 4)] * 2, (0, 0))
+    assert (points.rois < 0).sum(1).tolist() == [fill, fill]
+    assert points.rois[1, 0] != points.rois[0, 0]  # each image has its own draw
+    labels = torch.randint(4, (2, max_points), generator=torch.Generator().manual_seed(1))
+    found, gradients = [], []
+    for asked in (points, DistillPoints(points.boxes)):
+        answer = family.answer(record, asked, labels)
+        found.append(answer[:2])
+        weights = torch.linspace(-1, 1, answer.boxes.numel()).view_as(answer.boxes)
+        objective = (answer.boxes * weights).sum() + answer.cls_scores[..., 0].sum()
+        parameters = list(detector.neck.parameters()) + list(family.box_heads[0].parameters())
+        gradients.append(torch.autograd.grad(objective, parameters, retain_graph=True))
+    numbers = [len(rois) for rois in seen]
+    again = [2 * fill] if fill else []  # those alone that are no RoIs
+    assert numbers == ([2 * max_points] if kind == "cascade_rcnn" else again) + [2 * max_points]
+    for ours, theirs in zip(found[0] + gradients[0], found[1] + gradients[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    # The points are these RoIs, in pixels.
+    for image, which in enumerate(points.rois):
+        rois = record["rois"][record["rois"][:, 0] == image, 1:]
+        places = seen[-1].view(2, max_points, 4)[image]
+        torch.testing.assert_close(places[which >= 0], rois[which[which >= 0]], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

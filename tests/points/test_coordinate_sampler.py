@@ -36,6 +36,29 @@ def rows(points):
 # --- which boxes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("boxes", BOXES)
+@pytest.mark.parametrize("add_ground_truth", [False, True])
+def test_points_know_which_sampled_rois_they_are(boxes, add_ground_truth):
+    outside = torch.tensor([[1.5, 0.5, 0.2, 0.2]])
+    own = [torch.cat([GRID[:3], outside, GRID[3:6]]), GRID.flip(0), NONE]
+    truth = [GRID[1:2], NONE, NONE]
+    options = dict(boxes=boxes, add_ground_truth=add_ground_truth)
+    points = sampler(**options).sample(own, truth, (0, 0))
+    if boxes != "sampled":
+        assert points.rois is None
+        return
+    assert points.rois.shape == (3, 8)
+    first = points.rois[0].tolist()
+    if add_ground_truth:  # ground truth is no RoI, and the RoI that equals it is no point
+        assert first[0] == -1 and sorted(first[1:6]) == [0, 2, 4, 5, 6] and first[6:] == [-1, -1]
+    else:
+        assert sorted(first[:6]) == [0, 1, 2, 4, 5, 6] and first[6:] == [-1, -1]
+    assert (points.rois[1] >= 0).all() and (points.rois[2] == -1).all()
+    for boxes_of_image, places, rois in zip(own, points.boxes, points.rois):
+        known = rois >= 0
+        torch.testing.assert_close(places[known], boxes_of_image[rois[known]])
+
+
 @pytest.mark.parametrize("boxes", ["sampled", "anchors"])
 def test_of_more_boxes_some_are_drawn(boxes):
     own = [GRID, GRID.flip(0)]

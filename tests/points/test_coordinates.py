@@ -68,15 +68,3 @@ def test_the_whole_image_in_pixels_of_each_image(seen):
     kd.train()(**data, mode="loss")
     assert len(rois) == 2  # of the detection loss, and of the distillation
     assert rois[1].tolist() == [[0.0, 0.0, 0.0, 90.0, 60.0], [1.0, 0.0, 0.0, 80.0, 48.0]]
-
-
-def test_the_students_rois_come_back_as_its_rois(seen):
-    kd, rois, data = seen(type="CoordinateSampler", max_points=16)
-    kd.train()(**data, mode="loss")
-    sampled, asked = rois
-    assert sampled.shape == asked.shape == (32, 5)
-    for image in range(2):
-        ours, theirs = (r[r[:, 0] == image, 1:] for r in (asked, sampled))
-        assert len(ours) == len(theirs) == 16
-        distance = torch.cdist(ours, theirs)
-        assert distance.amin(0).max() < 1e-3 and distance.amin(1).max() < 1e-3

@@ -41,6 +41,12 @@ def test_content_of_another_shape_is_refused(shape):
         DistillPoints(torch.rand(2, 5, 4), torch.rand(shape))
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 6), (2, 5, 1)])
+def test_rois_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"rois must have shape .*\(2, 5\)"):
+        DistillPoints(torch.rand(2, 5, 4), rois=torch.zeros(shape, dtype=torch.long))
+
+
 def test_learned_points_are_refused():
     boxes, content = torch.rand(2, 5, 4), torch.rand(2, 5, 8)
     with pytest.raises(ValueError, match="never learned: detach the boxes"):
