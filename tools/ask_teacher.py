@@ -4,6 +4,7 @@ CONFIG is a distillation's. The teacher is asked at its own queries, at ground-t
 jittered ones and at random boxes, with each content that its queries can be given there. What it
 says at ground truth bounds what it can teach at a student's boxes. With a trained student, who
 answers how well at whose queries tells where its AP is lost: in what it says or in where it looks.
+Of a two-stage student the proposals of its RPN are asked, and it at ground truth as well.
 """
 
 import argparse
@@ -21,13 +22,15 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from kd_detr_mmdet import DistillPointGenerator, DistillPoints
 from kd_detr_mmdet.detectors.teacher import load_strictly
+from kd_detr_mmdet.families import TwoStageFamily
 from kd_detr_mmdet.families.base import BLANK_CONTENT
 from kd_detr_mmdet.points import Answer
-from kd_detr_mmdet.points.coordinates import relative_boxes
+from kd_detr_mmdet.points.coordinates import pixel_corners, relative_boxes
 from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
@@ -47,7 +50,7 @@ class Asked:
         self.objects: list[Tensor] = []
 
     def hear(self, head: torch.nn.Module, answer: Answer, sample: object, boxes: Tensor) -> None:
-        """Take in an image's answer; ``boxes`` are the objects that the first points lie on."""
+        """Take in a DETR's answer; ``boxes`` are the objects that the first points lie on."""
         scores, found = answer.cls_scores[-1, 0], answer.boxes[-1, 0]
         if len(boxes):
             labels = sample.gt_labels
@@ -59,7 +62,11 @@ class Asked:
             )
             right = (probability.argmax(-1) == labels).float()
             self.objects.append(torch.stack([right, overlap, probability.amax(-1)], -1))
-        (sample.pred_instances,) = detections(head, answer, [sample])
+        self.take(*detections(head, answer, [sample]), sample)
+
+    def take(self, found: InstanceData, sample: object) -> None:
+        """Take in an image's detections, in pixels of the original image."""
+        sample.pred_instances = found
         self.metric.process({}, [sample.to_dict()])
 
     def row(self, images: int) -> dict:
@@ -81,6 +88,17 @@ def jittered(boxes: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return torch.cat([centers, boxes[:, 2:] * noise[:, 2:].exp()], -1).clamp(1e-3, 1)
 
 
+def detected_at(
+    detector: torch.nn.Module, features: tuple, sample: object, boxes: Tensor
+) -> InstanceData:
+    """What RoI heads detect at boxes (n, 4), corners in pixels of the image that they see."""
+    labels = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+    proposals = InstanceData(bboxes=boxes, scores=boxes.new_ones(len(boxes)), labels=labels)
+    heads = detector.roi_head
+    (found,) = heads.predict_bbox(features, [sample.metainfo], [proposals], heads.test_cfg, True)
+    return found
+
+
 @torch.no_grad()
 def ask(
     cfg: dict, num_general: int, seed: int, student_checkpoint: str | None = None
@@ -89,7 +107,7 @@ def ask(
 
     Raises:
         ConfigError: If the config is not a distillation's, no image has annotations, or the
-            student has no queries or does not fit its checkpoint.
+            student does not fit its checkpoint.
     """
     if not is_kd_model(cfg.model):
         raise ConfigError("the config is not a distillation's: its model is no KDDETR")
@@ -104,8 +122,6 @@ def ask(
         )
     student = model.student_family if student_checkpoint else None
     if student is not None:
-        if student.num_queries == 0:
-            raise ConfigError(f"--student: {type(model.student).__name__} has no queries")
         load_strictly(model.student, student_checkpoint, what="--student")
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +146,23 @@ def ask(
         for share in JITTER:
             places[f"ground truth, jittered by {share:.0%}"] = jittered(truth, share, generator)
         places[f"{num_general} random boxes"] = general.general(1, (index,)).boxes[0]
-        if student is not None:
+        found: dict[str, InstanceData] = {}
+        if isinstance(student, TwoStageFamily):
+            features = model.student.extract_feat(batch["inputs"])
+            (own,) = model.student.rpn_head.predict(features, samples, rescale=False)
+            rois = {
+                "student at its own proposals": own.bboxes,
+                "student at the teacher's queries": pixel_corners(
+                    queries.boxes[0], sample.img_shape
+                ),
+                "student at the ground truth": pixel_corners(
+                    truth.to(queries.boxes), sample.img_shape
+                ),
+            }
+            for name, boxes in rois.items():
+                found[name] = detected_at(model.student, features, sample, boxes)
+            places["the student's boxes"] = relative_boxes(own.bboxes, sample.img_shape)
+        elif student is not None:
             own = student.look(batch["inputs"], samples)
             answers["student at its own queries"] = student, student.own_answer(own), truth[:0]
             answer = student.answer(own, queries)
@@ -147,6 +179,9 @@ def ask(
         for name, (asked, answer, on_objects) in answers.items():
             ears = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
             ears.hear(asked.detector.bbox_head, answer, sample, on_objects)
+        for name, detections_there in found.items():
+            ears = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
+            ears.take(detections_there, sample)
     if not any(name.startswith("ground truth") for name in heard):
         raise ConfigError("no image of the validation data has annotations: nothing to ask at")
     return {name: asked.row(len(dataset)) for name, asked in heard.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config
+from conftest import TEACHER, build, dino_config, noisy, two_stage_config
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -107,6 +107,45 @@ def test_a_trained_student_is_asked_as_well(tool, config, teacher_checkpoint):
     assert "the student's boxes, content: nearest" in rows
     with pytest.raises(ConfigError, match="--student"):
         tool.ask(config, 7, 0, "no such file")
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
+def test_a_two_stage_student_is_asked_at_proposals_and_ground_truth(
+    tool, config, tmp_path, kind, monkeypatch
+):
+    config = config.copy()
+    config.model.student = two_stage_config(kind)
+    config.model.points = dict(type="CoordinateSampler")
+    config.val_dataloader.dataset.pipeline[2].scale = (32, 24)  # half of the images' size
+    student = noisy(two_stage_config(kind), seed=1).eval()
+    torch.save(dict(state_dict=student.state_dict()), tmp_path / "student.pth")
+    asked, detected_at = [], tool.detected_at
+
+    def spy(detector, features, sample, boxes):
+        found = detected_at(detector, features, sample, boxes)
+        asked.append((sample.img_id, boxes, found))
+        return found
+
+    monkeypatch.setattr(tool, "detected_at", spy)
+    rows = tool.ask(config, 7, 0, str(tmp_path / "student.pth"))
+    assert len(rows) == 1 + 3 + 5 * 4
+    names = [name for name in rows if name.startswith("student at")]
+    assert [name[11:] for name in names] == ["its own proposals", "the teacher's queries"] + [
+        "the ground truth"
+    ]
+    assert "the student's boxes, content: zeros" in rows
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    for index in range(4):
+        (own, teachers, truth) = (
+            a for a in asked if a[0] == dataset.get_data_info(index)["img_id"]
+        )
+        data = student.data_preprocessor(pseudo_collate([dataset[index]]), False)
+        predicted = student.predict(data["inputs"], data["data_samples"])[0].pred_instances
+        assert len(predicted) and torch.equal(own[2].bboxes, predicted.bboxes)
+        assert torch.equal(own[2].scores, predicted.scores)
+        assert len(teachers[1]) == TEACHER["num_queries"] and len(own[1]) > len(truth[1])
+        boxes = [i["bbox"] for i in dataset.get_data_info(index)["instances"]]
+        torch.testing.assert_close(truth[1], torch.tensor(boxes).reshape(-1, 4) / 2)
 
 
 def test_what_cannot_be_asked(tool, config):
