@@ -62,6 +62,11 @@ runs = dict(
         title="at the student's proposals",
         options={"model.points.boxes": "proposals"},
     ),
+    proposals_boxes=dict(
+        _distilled,
+        title="at the student's proposals, boxes only",
+        options={"model.points.boxes": "proposals", "model.distill_loss.cls_weight": 0.0},
+    ),
     anchors=dict(
         _distilled, title="at the student's anchors", options={"model.points.boxes": "anchors"}
     ),
