@@ -28,8 +28,9 @@ from torch import Tensor
 from kd_detr_mmdet import DistillPointGenerator, DistillPoints
 from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.families import TwoStageFamily
-from kd_detr_mmdet.families.base import BLANK_CONTENT
+from kd_detr_mmdet.families.base import BLANK_CONTENT, Record
 from kd_detr_mmdet.points import Answer
+from kd_detr_mmdet.points.coordinate_sampler import FOREGROUND_IOU
 from kd_detr_mmdet.points.coordinates import pixel_corners, relative_boxes
 from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
@@ -49,19 +50,8 @@ class Asked:
         self.metric.dataset_meta = metainfo
         self.objects: list[Tensor] = []
 
-    def hear(self, head: torch.nn.Module, answer: Answer, sample: object, boxes: Tensor) -> None:
-        """Take in a DETR's answer; ``boxes`` are the objects that the first points lie on."""
-        scores, found = answer.cls_scores[-1, 0], answer.boxes[-1, 0]
-        if len(boxes):
-            labels = sample.gt_labels
-            probability = scores[: len(boxes)].sigmoid()
-            overlap = bbox_overlaps(
-                bbox_cxcywh_to_xyxy(found[: len(boxes)]),
-                bbox_cxcywh_to_xyxy(boxes),
-                is_aligned=True,
-            )
-            right = (probability.argmax(-1) == labels).float()
-            self.objects.append(torch.stack([right, overlap, probability.amax(-1)], -1))
+    def hear(self, head: torch.nn.Module, answer: Answer, sample: object) -> None:
+        """Take in a DETR's answer for an image."""
         self.take(*detections(head, answer, [sample]), sample)
 
     def take(self, found: InstanceData, sample: object) -> None:
@@ -69,12 +59,24 @@ class Asked:
         sample.pred_instances = found
         self.metric.process({}, [sample.to_dict()])
 
+    def compare(self, answer: Answer, truth: Tensor, labels: Tensor, on: Tensor) -> None:
+        """Compare an answer with the objects (n, 4) that its points lie on: (M,), -1 for none."""
+        lies = on >= 0
+        on, scores, found = on[lies], answer.cls_scores[-1, 0][lies], answer.boxes[-1, 0][lies]
+        softmax = answer.has_background
+        probability = scores.softmax(-1)[:, :-1] if softmax else scores.sigmoid()
+        corners = bbox_cxcywh_to_xyxy(found), bbox_cxcywh_to_xyxy(truth[on])
+        right = (probability.argmax(-1) == labels[on]).float()
+        overlap = bbox_overlaps(*corners, is_aligned=True)
+        self.objects.append(torch.stack([right, overlap, probability.amax(-1)], -1))
+
     def row(self, images: int) -> dict:
         """Figures in percent."""
         with contextlib.redirect_stdout(io.StringIO()):
             result = self.metric.evaluate(images)
         aps = [result[f"coco/bbox_mAP{suffix}"] for suffix in ("", "_50", "_75")]
-        means = torch.cat(self.objects).mean(0).tolist() if self.objects else [None] * 3
+        objects = torch.cat(self.objects) if self.objects else []
+        means = objects.mean(0).tolist() if len(objects) else [None] * 3
         return {
             name: None if value is None else round(100 * value, 1)
             for name, value in zip(COLUMNS, [*aps, *means])
@@ -86,6 +88,15 @@ def jittered(boxes: Tensor, share: float, generator: torch.Generator) -> Tensor:
     noise = share * torch.randn(boxes.shape, generator=generator)
     centers = boxes[:, :2] + noise[:, :2] * boxes[:, 2:]
     return torch.cat([centers, boxes[:, 2:] * noise[:, 2:].exp()], -1).clamp(1e-3, 1)
+
+
+def objects_at(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Which of the objects (n, 4) each of the boxes (M, 4) lies on, IoU of 0.5: (M,), or -1."""
+    if not len(truth):
+        return torch.full((len(boxes),), -1, device=boxes.device)
+    overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(truth))
+    best, which = overlaps.max(1)
+    return torch.where(best >= FOREGROUND_IOU, which, -1)
 
 
 def detected_at(
@@ -129,6 +140,7 @@ def ask(
     contents = BLANK_CONTENT if family.has_memory else BLANK_CONTENT[:-1]
     contents = contents if family.content_dims else ("none",)
     heard: dict[str, Asked] = {}
+    head = model.teacher.bbox_head
     for index in range(len(dataset)):
         batch = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
         (sample,) = samples = batch["data_samples"]
@@ -139,49 +151,54 @@ def ask(
         objects = [o for o in info["instances"] if not o["ignore_flag"]]
         # Of the annotations, not of the sample: pipelines resize before or after they load them.
         corners = torch.tensor([o["bbox"] for o in objects]).reshape(-1, 4)
-        truth = relative_boxes(corners, (info["height"], info["width"]))
-        sample.gt_labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
-        answers = {"its own queries": (family, own_answer, truth[:0])}
-        places = {"ground truth": truth}
+        truth = relative_boxes(corners, (info["height"], info["width"])).to(queries.boxes)
+        labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
+        labels, each = labels.to(truth.device), torch.arange(len(truth), device=truth.device)
+
+        def ears(name: str) -> Asked:
+            return heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
+
+        ears("its own queries").hear(head, own_answer, sample)
+        places = {"ground truth": (truth, each)}
         for share in JITTER:
-            places[f"ground truth, jittered by {share:.0%}"] = jittered(truth, share, generator)
-        places[f"{num_general} random boxes"] = general.general(1, (index,)).boxes[0]
-        found: dict[str, InstanceData] = {}
+            name = f"ground truth, jittered by {share:.0%}"
+            places[name] = jittered(truth.cpu(), share, generator).to(truth), each
+        random = general.general(1, (index,)).boxes[0].to(truth)
+        places[f"{num_general} random boxes"] = random, None
         if isinstance(student, TwoStageFamily):
             features = model.student.extract_feat(batch["inputs"])
             (own,) = model.student.rpn_head.predict(features, samples, rescale=False)
-            rois = {
-                "student at its own proposals": own.bboxes,
-                "student at the teacher's queries": pixel_corners(
-                    queries.boxes[0], sample.img_shape
-                ),
-                "student at the ground truth": pixel_corners(
-                    truth.to(queries.boxes), sample.img_shape
-                ),
-            }
-            for name, boxes in rois.items():
-                found[name] = detected_at(model.student, features, sample, boxes)
-            places["the student's boxes"] = relative_boxes(own.bboxes, sample.img_shape)
+            known = Record(features=features, shapes=[sample.img_shape])
+            proposals = relative_boxes(own.bboxes, sample.img_shape)
+            places["the student's boxes"] = proposals, objects_at(proposals, truth)
+            for name, boxes in {
+                "student at its own proposals": proposals,
+                "student at the teacher's queries": queries.boxes[0],
+                "student at the ground truth": truth,
+            }.items():
+                rois = pixel_corners(boxes, sample.img_shape)
+                ears(name).take(detected_at(model.student, features, sample, rois), sample)
+                if len(boxes):
+                    answer = student.answer(known, DistillPoints(boxes[None]))
+                    ears(name).compare(answer, truth, labels, objects_at(boxes, truth))
         elif student is not None:
             own = student.look(batch["inputs"], samples)
-            answers["student at its own queries"] = student, student.own_answer(own), truth[:0]
+            own_head = model.student.bbox_head
+            answer = student.own_answer(own)
+            ears("student at its own queries").hear(own_head, answer, sample)
             answer = student.answer(own, queries)
-            answers["student at the teacher's queries"] = student, answer, truth[:0]
-            places["the student's boxes"] = student.queries(own).boxes[0]
-        for place, boxes in places.items():
+            ears("student at the teacher's queries").hear(own_head, answer, sample)
+            boxes = student.queries(own).boxes[0]
+            places["the student's boxes"] = boxes, objects_at(boxes, truth)
+        for place, (boxes, on) in places.items():
             for content in contents if len(boxes) else ():
                 family.blank_content = content if family.content_dims else "zeros"
-                on_objects = truth if place.startswith("ground") else truth[:0]
-                points = DistillPoints(boxes[None].to(batch["inputs"].device))
                 with model.teacher_at_work.answering():
-                    answer = family.answer(record, points)
-                answers[f"{place}, content: {content}"] = family, answer, on_objects
-        for name, (asked, answer, on_objects) in answers.items():
-            ears = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
-            ears.hear(asked.detector.bbox_head, answer, sample, on_objects)
-        for name, detections_there in found.items():
-            ears = heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
-            ears.take(detections_there, sample)
+                    answer = family.answer(record, DistillPoints(boxes[None]))
+                asked = ears(f"{place}, content: {content}")
+                asked.hear(head, answer, sample)
+                if on is not None:
+                    asked.compare(answer, truth, labels, on)
     if not any(name.startswith("ground truth") for name in heard):
         raise ConfigError("no image of the validation data has annotations: nothing to ask at")
     return {name: asked.row(len(dataset)) for name, asked in heard.items()}
