@@ -26,7 +26,7 @@ def _people(model, epochs):
 
 
 _teacher = "configs/tiny/dino_mobilenet_teacher.py"
-teachers = dict(dino=dict(config=_teacher, options=_people("model.bbox_head", 12)))
+teachers = dict(dino=dict(config=_teacher, options=_people("model.bbox_head", 50)))
 
 
 def _alone(title, epochs):
@@ -35,18 +35,18 @@ def _alone(title, epochs):
 
 
 runs = dict(
-    alone=_alone("alone", 8),
-    alone_12=_alone("alone, half as long again", 12),
+    alone=_alone("alone", 12),
+    alone_18=_alone("alone, half as long again", 18),
     sampled_boxes=dict(
         title="sampled RoIs, boxes only",
         config="configs/tiny/kd-detr_dino-to-faster_rcnn.py",
         options={
-            **_people("model.student.roi_head.bbox_head", 8),
+            **_people("model.student.roi_head.bbox_head", 12),
             "model.teacher.config": _teacher,
             "model.distill_loss.cls_weight": 0.0,
         },
         teacher="dino",
         baseline="alone",
-        same_time=["alone", "alone_12"],
+        same_time=["alone", "alone_18"],
     ),
 )
