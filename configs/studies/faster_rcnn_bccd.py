@@ -65,6 +65,11 @@ runs = dict(
     sampled_boxes=_distilled("sampled RoIs, boxes only", distill_loss__cls_weight=0.0),
     sampled_early=_distilled("sampled RoIs, for eight epochs, then alone", early="_early"),
     proposals=_distilled("at the student's proposals", points__boxes="proposals"),
+    proposals_boxes=_distilled(
+        "at the student's proposals, boxes only",
+        points__boxes="proposals",
+        distill_loss__cls_weight=0.0,
+    ),
     specific=_teachers_boxes("at the teacher's queries", 0),
     both=_teachers_boxes("at the teacher's queries and random boxes", 60),
     anchors=_distilled("at the student's anchors", points__boxes="anchors"),
