@@ -35,9 +35,9 @@ class Record(dict):
 
     Of a DETR one decoder call: its keyword arguments under ``inputs``, to what it projected the
     images' memory under ``projections``, and its result for :meth:`Family.outputs`. Of a two-stage
-    detector ``features``, ``shapes`` of the images, ``proposals``, and the ``rois`` that its loss
-    samples.
-    It holds for the weights that the detector had then.
+    detector ``features``, ``shapes`` of the images, ``proposals``, the ``rois`` that its loss
+    samples and, if it has one stage only, what it has ``predicted`` there. It holds for the
+    weights that the detector had then.
     """
 
 

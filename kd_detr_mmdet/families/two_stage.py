@@ -203,8 +203,9 @@ class TwoStageFamily(Family):
         """The same, with what is on record of the points that ``rois`` (bs, M) names."""
         new = rois < 0
         known = record["predicted"]
-        images = torch.arange(len(corners), device=rois.device)
-        row = rois + torch.searchsorted(record["rois"][:, 0].contiguous(), images)[:, None]
+        image_of = record["rois"][:, 0].contiguous()
+        images = torch.arange(len(corners), device=rois.device, dtype=image_of.dtype)
+        row = rois + torch.searchsorted(image_of, images)[:, None]
         if new.any():
             row[new] = len(record["rois"]) + torch.arange(new.sum(), device=rois.device)
             asked = self._predictions(record, [boxes[n] for boxes, n in zip(corners, new)])
