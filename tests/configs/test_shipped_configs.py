@@ -33,12 +33,13 @@ COCO = dict(
     deformable_detr=(9, 4),
     detr=(2, 1),
     dino=(6, 3),
-    faster_rcnn=(7, 5),
+    faster_rcnn=(8, 6),
     mask_rcnn=(2, 1),
 )
 TEACHER_BOXES = Path(
     "faster_rcnn/kd-detr_dino-4scale_r50-to-faster-rcnn_r50_fpn_teacher-boxes_1x_coco.py"
 )
+BOXES_ONLY = Path(str(TEACHER_BOXES).replace("teacher-boxes", "boxes-only"))
 ABLATION = [path for path in DISTILLED if path.parts[0] == "ablation"]
 ABLATION_BASE = Path("dab_detr/kd-detr_dab-detr_r50-to-r18_8xb2-50e_coco.py")
 
@@ -229,11 +230,15 @@ def test_an_ablation_differs_from_the_base_in_points_and_loss_only():
 def test_a_two_stage_student_is_asked_at_its_own_boxes_unless_its_name_says_otherwise(path):
     model = read(path).model
     assert set(model) == {"type", "student", "teacher", "points", "distill_loss"}
-    assert model.distill_loss == dict(cls_weight=2.0, l1_weight=5.0, giou_weight=2.0)
+    cls_weight = 0.0 if path == BOXES_ONLY else 2.0
+    assert model.distill_loss == dict(cls_weight=cls_weight, l1_weight=5.0, giou_weight=2.0)
     assert model.points.type == (
         "DistillPointGenerator" if path == TEACHER_BOXES else "CoordinateSampler"
     )
-    assert path.parts[0] == "tiny" or set(model.points) == {"type"}  # defaults
+    if path == BOXES_ONLY:
+        assert model.points.boxes == "proposals"
+    else:
+        assert path.parts[0] == "tiny" or set(model.points) == {"type"}  # defaults
 
 
 @pytest.mark.parametrize("folder", COCO)
