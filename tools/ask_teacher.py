@@ -140,6 +140,12 @@ def ask(
     contents = BLANK_CONTENT if family.has_memory else BLANK_CONTENT[:-1]
     contents = contents if family.content_dims else ("none",)
     heard: dict[str, Asked] = {}
+
+    def ears(name: str) -> Asked:
+        if name not in heard:  # building one reads the annotations' file
+            heard[name] = Asked(cfg.val_evaluator, dataset.metainfo)
+        return heard[name]
+
     head = model.teacher.bbox_head
     for index in range(len(dataset)):
         batch = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
@@ -154,10 +160,6 @@ def ask(
         truth = relative_boxes(corners, (info["height"], info["width"])).to(queries.boxes)
         labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
         labels, each = labels.to(truth.device), torch.arange(len(truth), device=truth.device)
-
-        def ears(name: str) -> Asked:
-            return heard.setdefault(name, Asked(cfg.val_evaluator, dataset.metainfo))
-
         ears("its own queries").hear(head, own_answer, sample)
         places = {"ground truth": (truth, each)}
         for share in JITTER:
