@@ -30,7 +30,7 @@ from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.families import TwoStageFamily
 from kd_detr_mmdet.families.base import BLANK_CONTENT, Record
 from kd_detr_mmdet.points import Answer
-from kd_detr_mmdet.points.coordinate_sampler import FOREGROUND_IOU
+from kd_detr_mmdet.points.coordinate_sampler import objects_at
 from kd_detr_mmdet.points.coordinates import pixel_corners, relative_boxes
 from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import is_kd_model
@@ -88,15 +88,6 @@ def jittered(boxes: Tensor, share: float, generator: torch.Generator) -> Tensor:
     noise = share * torch.randn(boxes.shape, generator=generator)
     centers = boxes[:, :2] + noise[:, :2] * boxes[:, 2:]
     return torch.cat([centers, boxes[:, 2:] * noise[:, 2:].exp()], -1).clamp(1e-3, 1)
-
-
-def objects_at(boxes: Tensor, truth: Tensor) -> Tensor:
-    """Which of the objects (n, 4) each of the boxes (M, 4) lies on, IoU of 0.5: (M,), or -1."""
-    if not len(truth):
-        return torch.full((len(boxes),), -1, device=boxes.device)
-    overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(truth))
-    best, which = overlaps.max(1)
-    return torch.where(best >= FOREGROUND_IOU, which, -1)
 
 
 def detected_at(

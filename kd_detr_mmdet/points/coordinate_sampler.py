@@ -118,8 +118,7 @@ class CoordinateSampler(DistillPointGenerator):
             order = torch.randperm(len(own), generator=generator).to(own.device)
         if self.foreground_fraction is None or not len(truth) or not len(own):
             return order[:room]
-        overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(own[order]), bbox_cxcywh_to_xyxy(truth))
-        on_object = overlaps.amax(1) >= FOREGROUND_IOU
+        on_object = objects_at(own[order], truth) >= 0
         wanted = int(self.foreground_fraction * self.max_points + 1e-6)  # 0.29 * 100 is 28.99...
         foreground = order[on_object][: max(wanted - taken, 0)]
         return torch.cat([foreground, order[~on_object]])[:room]
@@ -131,6 +130,23 @@ class CoordinateSampler(DistillPointGenerator):
             f"foreground_fraction={self.foreground_fraction}, num_general={self.num_general}, "
             f"specific={self.specific}, distribution={self.distribution!r}, seed={self.seed})"
         )
+
+
+def objects_at(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Which object each box lies on, by an IoU of at least 0.5.
+
+    Args:
+        boxes: Shape (M, 4), cxcywh.
+        truth: The objects' boxes, shape (n, 4), alike.
+
+    Returns:
+        Tensor: Numbers of objects, shape (M,), -1 for a box on none.
+    """
+    if not len(truth):
+        return torch.full((len(boxes),), -1, device=boxes.device)
+    overlaps = bbox_overlaps(bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(truth))
+    best, which = overlaps.max(1)
+    return torch.where(best >= FOREGROUND_IOU, which, -1)
 
 
 def _within(boxes: Tensor) -> tuple[Tensor, Tensor]:
