@@ -2,7 +2,7 @@
 # teacher starts from a pretrained MobileNetV2 in data/mobilenet_v2.pth (docs/studies/README.md).
 title = "Faster R-CNN taught by a DINO, on people of coco-mini"
 seeds = [0, 1, 2, 3, 4]
-options = {"train_cfg.val_interval": 2}
+options = {"train_cfg.val_interval": 4}
 
 _data = "data/coco-mini/"
 
@@ -26,7 +26,7 @@ def _people(model, epochs):
 
 
 _teacher = "configs/tiny/dino_mobilenet_teacher.py"
-teachers = dict(dino=dict(config=_teacher, options=_people("model.bbox_head", 50)))
+teachers = dict(dino=dict(config=_teacher, options=_people("model.bbox_head", 24)))
 
 
 def _alone(title, epochs):
@@ -35,18 +35,19 @@ def _alone(title, epochs):
 
 
 runs = dict(
-    alone=_alone("alone", 12),
-    alone_18=_alone("alone, half as long again", 18),
-    sampled_boxes=dict(
-        title="sampled RoIs, boxes only",
+    alone=_alone("alone", 8),
+    alone_2x=_alone("alone, twice as long", 16),
+    proposals_boxes=dict(
+        title="its proposals, boxes only",
         config="configs/tiny/kd-detr_dino-to-faster_rcnn.py",
         options={
-            **_people("model.student.roi_head.bbox_head", 12),
+            **_people("model.student.roi_head.bbox_head", 8),
             "model.teacher.config": _teacher,
+            "model.points.boxes": "proposals",
             "model.distill_loss.cls_weight": 0.0,
         },
         teacher="dino",
         baseline="alone",
-        same_time=["alone", "alone_18"],
+        same_time=["alone", "alone_2x"],
     ),
 )
