@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT))
 
 from kd_detr_mmdet.utils.cli import one_line_errors
 from kd_detr_mmdet.utils.study import (
+    Results,
+    add_report,
     collect,
     make_data,
     make_tasks,
@@ -35,6 +37,14 @@ def parse_args() -> argparse.Namespace:
         "--runs", nargs="+", metavar="NAME", help="train only these, and the teachers they need"
     )
     parser.add_argument("--report-only", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--add",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="REPORT_JSON",
+        help="reports of other seeds of this study, trained elsewhere, to be added to this one's",
+    )
     parser.add_argument("--out", type=Path, help="where to write the report; the work directory")
     return parser.parse_args()
 
@@ -46,9 +56,16 @@ def main() -> None:
     tasks = make_tasks(study, work_dir.resolve())
     chosen = select(tasks, args.runs)
 
-    def report() -> None:
-        write_report(args.out or work_dir, study, collect(tasks))
+    def add(results: Results) -> list[dict]:
+        found = [add_report(study, work_dir, path, results) for path in args.add]
+        return [note for notes in found for note in notes]
 
+    def report() -> None:
+        results = collect(tasks)
+        added = add(results)
+        write_report(args.out or work_dir, study, results, added)
+
+    add({})  # a report that does not fit is told before hours of training
     failures = []
     if not args.report_only:
         make_data(study)

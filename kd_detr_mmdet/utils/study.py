@@ -14,7 +14,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -280,14 +280,15 @@ class Task:
         """
         for name in ("result.json", "started.json"):
             if (self.folder / name).is_file():
-                differing = self._differing(read_json(self.folder / name))
+                differing = self.differing(read_json(self.folder / name))
                 if differing:
                     raise ConfigError(
                         f"{self.folder} holds a run of another {' and '.join(differing)}: delete "
                         "the folder to train it anew, or give another --work-dir"
                     )
 
-    def _differing(self, found: dict) -> list[str]:
+    def differing(self, found: dict) -> list[str]:
+        """Which settings of a finished or started run are others than this one's."""
         differing = []
         for key, value in self.settings().items():
             other = found.get(key)
@@ -586,3 +587,73 @@ def collect(tasks: list[Task]) -> Results:
         if result is not None:
             results.setdefault(task.run.name, {})[task.seed] = result
     return results
+
+
+def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> list[dict]:
+    """Add the seeds of a report, trained elsewhere: on another machine, or by another checkpoint.
+
+    Runs are compared within a seed. So a seed comes from one place as a whole: its runs share a
+    machine and a teacher's checkpoint. The teachers' own rows stay those of ``results``.
+
+    Args:
+        study: As of here.
+        work_dir: Of the study here.
+        path: The ``report.json``.
+        results: Of the runs here; those of the report are added.
+
+    Returns:
+        list[dict]: What to say of them in the new report, for each place where they were trained:
+            ``path``, ``machine``, ``seeds`` and the ``teachers``' AP in percent by title.
+
+    Raises:
+        ConfigError: If it is no report, or tells of runs with other settings, or of seeds that are
+            trained here or in ``results`` already.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--add: no file {str(path)!r}: give the report.json of another run")
+    report = read_json(path)
+    if not isinstance(report, dict) or not {"rows", "machine"} <= report.keys():
+        raise ConfigError(f"--add: {path} is no report of tools/study.py: give its report.json")
+    found = {
+        (name, int(seed)): result
+        for name, row in report["rows"].items()
+        for seed, result in row["results"].items()
+    }
+    unknown = {name for name, _ in found} - {*study.runs, *study.teachers}
+    if unknown:
+        raise ConfigError(
+            f"--add: {path} has the run {min(unknown)!r}, which {study.path} does not: it is of "
+            "another study"
+        )
+    seeds = sorted({seed for name, seed in found if name in study.runs})
+    here = {*study.seeds, *(seed for name in study.runs for seed in results.get(name, {}))}
+    for seed in seeds:
+        if seed in here:
+            raise ConfigError(
+                f"--add: seed {seed} is in {path}, and here or in another report: a seed comes "
+                "from one place, so that its runs share a machine and a teacher; train other seeds "
+                "here (--seeds)"
+            )
+    for task in make_tasks(replace(study, seeds=tuple(seeds)), work_dir):
+        result = found.get((task.run.name, task.seed))
+        if result is None:
+            continue
+        teacher = result["teacher"] and {**result["teacher"], "sha256": None}
+        differing = task.differing({**result, "teacher": teacher})
+        if differing:
+            raise ConfigError(
+                f"--add: {task} in {path} is a run of another {' and '.join(differing)}"
+            )
+        if task.run.name in study.runs:
+            results.setdefault(task.run.name, {})[task.seed] = result
+        else:
+            results.setdefault(task.run.name, {task.seed: result})
+    rows = [report["rows"][name] for name in study.teachers if name in report["rows"]]
+    others = report.get("added", [])
+    note = dict(
+        path=os.path.relpath(path, ROOT),
+        machine=report["machine"],
+        seeds=[seed for seed in seeds if not any(seed in other["seeds"] for other in others)],
+        teachers={row["title"]: row["ap"] for row in rows},
+    )
+    return [note, *others]

@@ -20,8 +20,14 @@ from matplotlib import pyplot as plt
 EQUAL_TIME = 1.03  # what still counts as the same training time, as a factor
 
 
-def write_report(out: Path, study: Study, results: Results) -> None:
+def write_report(out: Path, study: Study, results: Results, added: list[dict] = ()) -> None:
     """Write report.md, report.json and report.png.
+
+    Args:
+        out: The folder, created if missing.
+        study: What was trained.
+        results: Of its finished runs.
+        added: What :func:`~.study.add_report` says of results from elsewhere.
 
     Raises:
         ConfigError: If no run is finished.
@@ -29,13 +35,13 @@ def write_report(out: Path, study: Study, results: Results) -> None:
     if not results:
         raise ConfigError(f"study {study.path!r}: no run is finished yet, nothing to report")
     out.mkdir(parents=True, exist_ok=True)
-    report = summarize(study, results)
+    report = summarize(study, results, added)
     write_atomically(out / "report.json", json.dumps(report, indent=1))
     write_atomically(out / "report.md", markdown(report))
     draw(out / "report.png", study, results)
 
 
-def summarize(study: Study, results: Results) -> dict:
+def summarize(study: Study, results: Results, added: list[dict] = ()) -> dict:
     """The content of report.json: AP in percent, ``None`` where there is nothing to tell."""
     shown = {**study.teachers, **study.runs}
     rows, gains = {}, {}
@@ -72,6 +78,7 @@ def summarize(study: Study, results: Results) -> dict:
         commits=sorted(commits),
         machine=f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}",
         command=f"python tools/study.py {study.path}",
+        added=list(added),
     )
 
 
@@ -194,6 +201,13 @@ def markdown(report: dict) -> str:
         f"{report['machine']}; `{report['command']}`",
         "",
     ]
+    for other in report["added"]:
+        teachers = ", ".join(f"{title} {ap:.1f} AP" for title, ap in other["teachers"].items())
+        lines += [
+            f"Seeds {' '.join(map(str, other['seeds']))} were trained elsewhere: {other['machine']}"
+            f"{f'; {teachers}' if teachers else ''}; `--add {other['path']}`",
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -392,6 +392,86 @@ def test_a_failed_run_is_told_and_the_other_one_ends_well(write, run, calls, tmp
     assert not any("next" in line for line in calls())
 
 
+@pytest.fixture
+def elsewhere(write, run, tmp_path):
+    """A study of one pair, whose seed 0 was trained elsewhere: (study, that one's report.json)."""
+    config = str(tmp_path / "quick.py")
+    path = write(
+        teachers=dict(t=dict(config=config)),
+        runs=dict(alone=dict(config=config), kd=dict(config=config, teacher="t", baseline="alone")),
+    )
+    assert run(path)[0] == 0
+    (tmp_path / "work").rename(tmp_path / "elsewhere")
+    report = tmp_path / "elsewhere/report.json"
+    content = json.loads(report.read_text())
+    content["machine"] = "a faster one"
+    content["rows"]["t"]["ap"] = 44.4
+    report.write_text(json.dumps(content))
+    return path, report
+
+
+def test_seeds_trained_elsewhere_are_added(elsewhere, run, calls, tmp_path):
+    path, report = elsewhere
+    # The teacher trained here is another one.
+    torch.save(dict(state_dict={}, meta=dict(epoch=2, iter=20), other=1), tmp_path / "epoch_2.pth")
+    assert run(path, "--seeds", 1, 2, "--add", report)[0] == 0
+    assert sum("begin kd seed-0" in line for line in calls()) == 1  # only elsewhere
+    told = (tmp_path / "work/report.md").read_text()
+    assert "| kd | 25.0 | 0.0 | 25.0 25.0 25.0 | 25.0 | 20 | 10 | 0 1 2 |" in told
+    assert "| kd | alone | +0.0 [+0.0, +0.0] (3) |" in told
+    assert "| teacher t | 25.0 | - | 25.0 |" in told
+    place = "Seeds 0 were trained elsewhere: a faster one; teacher t 44.4 AP; `--add "
+    assert f"{place}{os.path.relpath(report, ROOT)}`" in told
+
+    # Added to a third one, the report still says where each seed comes from.
+    (tmp_path / "work").rename(tmp_path / "third")
+    assert run(path, "--seeds", 3, "--add", tmp_path / "third/report.json")[0] == 0
+    told = (tmp_path / "work/report.md").read_text()
+    assert place in told
+    assert "Seeds 1 2 were trained elsewhere" in told
+    assert "| kd | alone | +0.0 [+0.0, +0.0] (4) |" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda report: report["rows"].update(other=report["rows"]["kd"]), "the run 'other'"),
+        (
+            lambda report: report["rows"]["kd"]["results"]["0"].update(options={"a": 1}),
+            'kd, seed 0 in {path} is a run of another options ({"a": 1} instead of {})',
+        ),
+        (
+            lambda report: report["rows"]["kd"]["results"]["0"]["teacher"].update(name="u"),
+            'is a run of another teacher ("u" instead of "t")',
+        ),
+        (lambda report: report.pop("rows"), "is no report of tools/study.py"),
+    ],
+)
+def test_a_report_that_does_not_fit_is_told_before_training(elsewhere, run, calls, change, told):
+    path, report = elsewhere
+    content = json.loads(report.read_text())
+    change(content)
+    report.write_text(json.dumps(content))
+    before = calls()
+    code, err, _ = run(path, "--seeds", 1, "--add", report)
+    assert code == 2
+    assert told.replace("{path}", str(report)) in err
+    assert len(err.splitlines()) == 1
+    assert calls() == before
+
+
+def test_a_seed_comes_from_one_place(elsewhere, run, calls, tmp_path):
+    path, report = elsewhere
+    before = calls()
+    code, err, _ = run(path, "--add", report)
+    assert code == 2
+    assert "seed 0 is in" in err
+    assert run(path, "--seeds", 1, "--add", report, report)[0] == 2
+    code, err, _ = run(path, "--seeds", 1, "--add", tmp_path / "none.json")
+    assert (code, "none.json" in err) == (2, True)
+    assert calls() == before
+
+
 def test_report_of_nothing(write, run):
     code, err, _ = run(write(), "--report-only")
     assert code == 2
