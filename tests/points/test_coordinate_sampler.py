@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kd_detr_mmdet.points import CoordinateSampler, DistillPoints, generator
-from kd_detr_mmdet.points.coordinate_sampler import BOXES
+from kd_detr_mmdet.points.coordinate_sampler import BOXES, objects_at
 from kd_detr_mmdet.utils import ConfigError
 
 # Boxes of 0.2 x 0.2 in a grid of 5 x 5: none overlaps another.
@@ -325,3 +325,15 @@ def test_bad_options_are_named(options, named):
         CoordinateSampler(**options)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# --- on which object ------------------------------------------------------------------------------
+
+
+def test_a_box_is_on_the_object_that_it_overlaps_by_half():
+    truth = torch.tensor([[0.25, 0.5, 0.5, 0.4], [0.75, 0.5, 0.5, 0.4]])
+    # The second itself; half of the first (IoU 0.5); a fifth of it; nothing of any.
+    boxes = [[0.75, 0.5, 0.5, 0.4], [0.125, 0.5, 0.25, 0.4], [0.05, 0.5, 0.1, 0.4]]
+    boxes = torch.tensor([*boxes, [0.5, 0.1, 0.1, 0.1]])
+    assert objects_at(boxes, truth).tolist() == [1, 0, -1, -1]
+    assert objects_at(boxes, truth[:0]).tolist() == [-1] * 4
