@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .torchvision_ops import torchvision_ops, working_dtype
 
+BLOCK = 32  # boxes that are compared with all others at a time
+
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices of the boxes that no kept, better box overlaps by more than the threshold.
@@ -35,16 +37,26 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     order = scores.cpu().sort(descending=True, stable=True).indices
     x1, y1, x2, y2 = boxes.to("cpu", dtype)[order].numpy().T
     area = (x2 - x1 + offset) * (y2 - y1 + offset)
-    keep = []
+
+    def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # indices to (len(a), len(b))
+        a = a[:, None]
+        width = np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b]) + offset
+        height = np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b]) + offset
+        shared = width.clip(min=0) * height.clip(min=0)
+        # Two empty boxes (IoU 0/0) do not overlap.
+        return shared / (area[a] + area[b] - shared) > np.float32(iou_threshold)
+
+    # Block by block, which takes a fifth of the calls and of the time of box by box.
+    keep = [np.empty(0, dtype=np.int64)]
     left = np.arange(len(order))
     with np.errstate(invalid="ignore"):
         while len(left):
-            best, left = left[0], left[1:]
-            keep.append(best)
-            width = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left]) + offset
-            height = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left]) + offset
-            shared = width.clip(min=0) * height.clip(min=0)
-            iou = shared / (area[best] + area[left] - shared)
-            # Not "<=": two empty boxes (IoU 0/0) both stay.
-            left = left[~(iou > np.float32(iou_threshold))]
-    return order[torch.tensor(keep, dtype=torch.long)].to(boxes.device)
+            block, left = left[:BLOCK], left[BLOCK:]
+            within = overlap(block, block)
+            stays = np.ones(len(block), dtype=bool)
+            for i in range(len(block)):
+                if stays[i]:
+                    stays[i + 1 :] &= ~within[i, i + 1 :]
+            keep.append(block[stays])
+            left = left[~overlap(keep[-1], left).any(0)]
+    return order[torch.from_numpy(np.concatenate(keep))].to(boxes.device)

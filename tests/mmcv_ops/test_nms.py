@@ -42,8 +42,10 @@ def own_code(monkeypatch):
     monkeypatch.setattr(mmcv_nms, "ext_module", ours)
 
 
+@pytest.mark.parametrize("block", [1, 5, ours.BLOCK])  # one box, several blocks, one block
 @pytest.mark.parametrize("case", KEPT, ids=str)
-def test_kept_boxes_equal_mmcv(own_code, case):
+def test_kept_boxes_equal_mmcv(own_code, monkeypatch, case, block):
+    monkeypatch.setattr(ours, "BLOCK", block)
     scores, threshold, offset = case
     assert ours.nms(BOXES, SCORES[scores], threshold, offset).tolist() == KEPT[case]
 
