@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .torchvision_ops import torchvision_ops, working_dtype
 
@@ -77,17 +78,16 @@ def roi_align_forward(
     channels, height, width = input.shape[1:]
     pixels = input.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*H*W, C)
     for part in _samples(rois, size, spatial_scale, sampling_ratio, aligned, channels):
-        index, weight = _corners(part.y, part.x, height, width)
-        index = index + part.image * (height * width)
-        values = sum(pixels[i] * w[:, None] for i, w in zip(index, weight))  # (T, C)
+        pixel, weight = _pixels(part, height, width)
 
         def to_output(bins: Tensor) -> Tensor:  # (bins, C) to (r, C, height, width)
             return bins.view(-1, *size, channels).permute(0, 3, 1, 2)
 
         if pool_mode == AVG_POOL:
-            total = pixels.new_zeros(len(part.count), channels).index_add_(0, part.bins, values)
-            output[part.rois] = to_output(total / part.count.clamp(min=1)[:, None]).to(output)
+            weight = weight / part.count[part.bins, None]
+            output[part.rois] = to_output(_gather(pixels, pixel, weight, 4 * part.count)).to(output)
         else:
+            values = sum(pixels[i] * w[:, None] for i, w in zip(pixel.T, weight.T))  # (T, C)
             best, y, x = _maximum(values, part)
             output[part.rois] = to_output(best).to(output)
             argmax_y[part.rois] = to_output(y).to(output)
@@ -140,12 +140,14 @@ def roi_align_backward(
         bins = grad_output.permute(0, 2, 3, 1).flatten(1, 2)  # (R, bins of a RoI, C)
         pixels = grad_output.new_zeros(batch * height * width, channels)
         for part in _samples(rois, size, spatial_scale, sampling_ratio, aligned, channels):
-            index, weight = _corners(part.y, part.x, height, width)
-            index = index + part.image * (height * width)
-            share = bins[part.rois].flatten(0, 1) / part.count.clamp(min=1)[:, None]
-            share = share[part.bins]  # (T, C)
-            for i, w in zip(index, weight):
-                pixels.index_add_(0, i, share * w[:, None])
+            pixel, weight = _pixels(part, height, width)
+            weight = weight / part.count[part.bins, None]
+            # The other way round: each pixel gathers from the bins that it has gone into.
+            pixel, order = pixel.flatten().sort(stable=True)
+            bin_ = part.bins.repeat_interleave(4)[order]
+            count = pixel.bincount(minlength=len(pixels))
+            share = bins[part.rois].flatten(0, 1)
+            pixels += _gather(share, bin_, weight.flatten()[order], count)
         grad = pixels.view(batch, height, width, channels).permute(0, 3, 1, 2)
     grad_input.add_(grad.to(grad_input))
 
@@ -190,6 +192,30 @@ def _samples(
         position = start[roi] + cell * size_of_bin + (step + 0.5) * size_of_bin / grid[roi]
         y, x = position.unbind(1)
         yield Samples(part, bins, rois[roi, 0].long(), y, x, count)
+
+
+def _pixels(part: Samples, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each sample, (T, 4) flat indices into the batch, and their weights."""
+    index, weight = _corners(part.y, part.x, height, width)
+    return (index + part.image * (height * width)).T, weight.T
+
+
+def _gather(values: Tensor, index: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+    """Weighted sums of rows, without a copy of each: a fifth of the time of adding them up.
+
+    Args:
+        values: (N, C).
+        index: Of the rows that go into the first sum, the second, and so on, of any shape.
+        weight: Of each.
+        count: (K,) rows in each sum.
+
+    Returns:
+        (K, C).
+    """
+    starts = count.cumsum(0) - count
+    return F.embedding_bag(
+        index.flatten(), values, starts, mode="sum", per_sample_weights=weight.flatten()
+    )
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -204,6 +204,18 @@ def test_no_rois(own_code, mode):
     assert torch.equal(features.grad, torch.zeros_like(FEATURES))
 
 
+def test_a_roi_of_negative_size_has_no_samples(own_code):
+    """It pools zeros, and changes neither its neighbours' values nor any gradient."""
+    image = torch.arange(64.0).view(1, 1, 8, 8).requires_grad_()
+    inverted, whole = [0, 5.0, 5.0, 1.0, 1.0], [0, 1.0, 1.0, 5.0, 5.0]
+    pooled = pool(image, torch.tensor([inverted, whole, inverted]), (1, 1), scale=1.0)
+    # Samples of the whole one lie at 1, 2, 3 and 4 in both directions.
+    assert pooled.flatten().tolist() == [0.0, 2.5 * 8 + 2.5, 0.0]
+    pooled.sum().backward()
+    assert image.grad[0, 0, 1:5, 1:5].eq(1 / 16).all()
+    assert image.grad.sum() == 1
+
+
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_strided_features(own_code, mode):
     features, rois = random_case(4)
