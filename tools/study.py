@@ -56,16 +56,16 @@ def main() -> None:
     tasks = make_tasks(study, work_dir.resolve())
     chosen = select(tasks, args.runs)
 
-    def add(results: Results) -> list[dict]:
-        found = [add_report(study, work_dir, path, results) for path in args.add]
-        return [note for notes in found for note in notes]
+    # Once, so that a report that does not fit is told before hours of training.
+    elsewhere: Results = {}
+    notes = [note for path in args.add for note in add_report(study, work_dir, path, elsewhere)]
 
     def report() -> None:
         results = collect(tasks)
-        added = add(results)
-        write_report(args.out or work_dir, study, results, added)
+        for name, by_seed in elsewhere.items():
+            results[name] = {**by_seed, **results.get(name, {})}
+        write_report(args.out or work_dir, study, results, notes)
 
-    add({})  # a report that does not fit is told before hours of training
     failures = []
     if not args.report_only:
         make_data(study)

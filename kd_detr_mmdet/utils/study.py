@@ -593,13 +593,13 @@ def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> li
     """Add the seeds of a report, trained elsewhere: on another machine, or by another checkpoint.
 
     Runs are compared within a seed. So a seed comes from one place as a whole: its runs share a
-    machine and a teacher's checkpoint. The teachers' own rows stay those of ``results``.
+    machine and a teacher's checkpoint. A teacher's result that is in ``results`` already stays.
 
     Args:
         study: As of here.
         work_dir: Of the study here.
         path: The ``report.json``.
-        results: Of the runs here; those of the report are added.
+        results: Of reports added before; those of this one are added.
 
     Returns:
         list[dict]: What to say of them in the new report, for each place where they were trained:
@@ -644,10 +644,7 @@ def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> li
             raise ConfigError(
                 f"--add: {task} in {path} is a run of another {' and '.join(differing)}"
             )
-        if task.run.name in study.runs:
-            results.setdefault(task.run.name, {})[task.seed] = result
-        else:
-            results.setdefault(task.run.name, {task.seed: result})
+        results.setdefault(task.run.name, {}).setdefault(task.seed, result)
     rows = [report["rows"][name] for name in study.teachers if name in report["rows"]]
     others = report.get("added", [])
     note = dict(
