@@ -51,18 +51,6 @@ runs = dict(
         title="proposals for 16 epochs, then alone",
         config="configs/tiny/kd-detr_dino_early.py",
     ),
-    both_early=dict(
-        _compared,
-        title="general and specific points for 16 epochs, then alone",
-        config="configs/tiny/kd-detr_dino_early.py",
-        options={
-            "model.student_content": "blank",
-            "model.blank_content": "nearest",
-            "model.points.num_general": 60,
-            "model.points.specific": True,
-            "model.points.proposals": False,
-        },
-    ),
     interval=_distilled(
         "proposals, every other iteration",
         interval=2,
