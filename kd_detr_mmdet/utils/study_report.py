@@ -91,8 +91,9 @@ def compare(run: Run, results: Results) -> dict:
 
     Returns:
         dict: ``equal_iterations``, ``equal_time`` and ``plateau``, gains in AP as
-            :func:`interval` tells them, and ``time_to_baseline``: the time to the baseline's best
-            AP as a share of the baseline's own (``median``, None for never; ``per_seed``;
+            :func:`interval` tells them, the latter two of seeds where one of ``run.same_time``
+            trained for as long (within 3 %), and ``time_to_baseline``: the time to the baseline's
+            best AP as a share of the baseline's own (``median``, None for never; ``per_seed``;
             ``reached`` of ``seeds``).
     """
     own, base = results.get(run.name, {}), results.get(run.baseline, {})
@@ -106,6 +107,9 @@ def compare(run: Run, results: Results) -> dict:
         shares[seed] = math.inf if reached is None else reached / seconds_to(goal, theirs["curve"])
         if all(seed in results.get(name, {}) for name in run.same_time):
             others = [results[name][seed] for name in run.same_time]
+            # Ahead of what trained for less time says nothing of equal time.
+            if max(other["seconds"] for other in others) * EQUAL_TIME < mine["seconds"]:
+                continue
             best = max(other["best_bbox_mAP"] for other in others)
             plateau[seed] = 100 * (mine["best_bbox_mAP"] - best)
             within = [
@@ -189,8 +193,9 @@ def markdown(report: dict) -> str:
         lines += [
             "",
             "Gains in AP over the same seeds: mean [95 % interval, Student's t] (pairs); '-' at "
-            "equal iterations: the baseline trained for others; at equal time: none of the others "
-            "was evaluated so early. Equal time: against the best AP that "
+            "equal iterations: the baseline trained for others; at equal time and on the plateau: "
+            "not all of the others are finished, none of them trained for as long, or, at equal "
+            "time, none was evaluated so early. Equal time: against the best AP that "
             f"the runs named last reached in as many seconds (and {EQUAL_TIME - 1:.0%} "
             "more). Time to the baseline's best AP: as a share of the baseline's own; the median "
             "over seeds (how many reached it at all).",

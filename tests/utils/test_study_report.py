@@ -88,6 +88,18 @@ def test_equal_time_allows_three_percent_and_no_more():
     assert compare(BOTH, results)["equal_time"]["per_seed"] == pytest.approx({0: 28 - 22})
 
 
+def test_a_gain_at_equal_time_needs_another_that_trained_for_as_long():
+    told = compare(run("both", baseline="alone", same_time=("alone",)), RESULTS)
+    # Alone, training ended after 20 of these 40 s.
+    assert told["equal_iterations"]["seeds"] == 2
+    assert told["equal_time"]["seeds"] == told["plateau"]["seeds"] == 0
+    # 20 s and 3 % are just enough for 20.6 s; of what takes 20.7 s nothing is known.
+    results = {**RESULTS, "both": {0: result((200, 20.6, 28)), 1: result((200, 20.7, 17))}}
+    told = compare(run("both", baseline="alone", same_time=("alone",)), results)
+    assert told["equal_time"]["per_seed"] == pytest.approx({0: 28 - 22})
+    assert told["plateau"]["per_seed"] == pytest.approx({0: 28 - 22})
+
+
 def test_time_to_the_baselines_best():
     told = compare(BOTH, RESULTS)["time_to_baseline"]
     # Seed 0: 22 after 10 s alone, 24 after 20 s distilled. Seed 1: 18 is never reached.
