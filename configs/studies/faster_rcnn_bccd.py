@@ -49,12 +49,12 @@ def _distilled(title, early="", **options):
     )
 
 
-def _teachers_boxes(title, num_general):
+def _generated_boxes(title, **points):
     return _distilled(
         title,
         points___delete_=True,
         points__type="DistillPointGenerator",
-        points__num_general=num_general,
+        **{f"points__{name}": value for name, value in points.items()},
     )
 
 
@@ -70,8 +70,9 @@ runs = dict(
         points__boxes="proposals",
         distill_loss__cls_weight=0.0,
     ),
-    specific=_teachers_boxes("at the teacher's queries", 0),
-    both=_teachers_boxes("at the teacher's queries and random boxes", 60),
+    general=_generated_boxes("at random boxes", num_general=60, specific=False),
+    specific=_generated_boxes("at the teacher's queries", num_general=0),
+    both=_generated_boxes("at the teacher's queries and random boxes", num_general=60),
     anchors=_distilled("at the student's anchors", points__boxes="anchors"),
     sampled_posterior=_distilled("sampled RoIs, posterior", distill_loss__class_bridge="posterior"),
     sampled_binary=_distilled(

@@ -23,14 +23,14 @@ _distilled = dict(
 )
 
 
-def _teachers_boxes(title, num_general):
+def _generated_boxes(title, **points):
     return dict(
         _distilled,
         title=title,
         options={
             "model.points._delete_": True,
             "model.points.type": "DistillPointGenerator",
-            "model.points.num_general": num_general,
+            **{f"model.points.{name}": value for name, value in points.items()},
         },
     )
 
@@ -70,8 +70,9 @@ runs = dict(
     anchors=dict(
         _distilled, title="at the student's anchors", options={"model.points.boxes": "anchors"}
     ),
-    specific=_teachers_boxes("at the teacher's queries", 0),
-    both=_teachers_boxes("at the teacher's queries and random boxes", 60),
+    general=_generated_boxes("at random boxes", num_general=60, specific=False),
+    specific=_generated_boxes("at the teacher's queries", num_general=0),
+    both=_generated_boxes("at the teacher's queries and random boxes", num_general=60),
     sampled_binary=dict(
         _distilled,
         title="sampled RoIs, a yes or no for each class",
