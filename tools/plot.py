@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 
 from kd_detr_mmdet.utils.cli import one_line_errors
 from kd_detr_mmdet.utils.errors import ConfigError
-from kd_detr_mmdet.utils.runs import scalars, seconds_per_iteration, series
+from kd_detr_mmdet.utils.runs import scalars, series, training_clock
 
 PANELS_PER_ROW = 3
 AXIS_TITLES = dict(iterations="iterations", seconds="seconds of training")
@@ -63,9 +63,9 @@ def read_run(work_dir: Path, over: str) -> Curves:
             f"{str(work_dir)!r} holds no logs: give a run's work directory, in which training "
             "writes <start time>/vis_data/scalars.json"
         )
-    unit = seconds_per_iteration(rows) if over == "seconds" else 1
+    place = training_clock(rows) if over == "seconds" else lambda iteration: iteration
     return {
-        name: [(unit * iteration, percent(name, value)) for iteration, value in points]
+        name: [(place(iteration), percent(name, value)) for iteration, value in points]
         for name, points in series(rows).items()
     }
 

@@ -8,6 +8,10 @@ import statistics
 import subprocess
 import sys
 import time
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import accumulate
+from operator import sub
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,15 +115,34 @@ def series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def seconds_per_iteration(rows: list[dict]) -> float:
-    """Median of the logged times of one training iteration; NaN if none is logged.
+def training_clock(rows: list[dict]) -> Callable[[float], float]:
+    """The seconds of training, without evaluations, until an iteration.
 
-    Iterations times this are a run's seconds of training, without its evaluations: neither a busy
-    moment nor an interruption counts. On a CPU they are the processor's, so that other work beside
-    it does not count.
+    A step may cost more in one part of a run than in another: a distillation ends. So each logged
+    time counts for the iterations since the one before. It is the median of five neighbours:
+    neither a busy moment nor an interruption counts. On a CPU the times are the processor's, so
+    that other work beside it does not count.
+
+    Args:
+        rows: Of :func:`scalars`.
+
+    Returns:
+        Callable: From an iteration to seconds; after the last logged one at that one's pace; NaN
+            if none is logged.
     """
-    times = [row.get("cpu_time", row["time"]) for row in rows if "loss" in row]
-    return statistics.median(times) if times else math.nan
+    rows = [row for row in rows if "loss" in row]
+    if not rows:
+        return lambda iteration: math.nan
+    ends = [row["iter"] for row in rows]
+    logged = [row.get("cpu_time", row["time"]) for row in rows]
+    paces = [statistics.median(logged[max(i - 2, 0) : i + 3]) for i in range(len(logged))]
+    seconds = list(accumulate(n * pace for n, pace in zip(map(sub, ends, [0, *ends]), paces)))
+
+    def clock(iteration: float) -> float:
+        i = min(bisect_left(ends, iteration), len(ends) - 1)
+        return seconds[i] - (ends[i] - iteration) * paces[i]
+
+    return clock
 
 
 def progress(title: str, work_dir: Path) -> str:
@@ -138,9 +161,9 @@ def ap(row: dict, name: str = "bbox_mAP") -> float:
 def curve(work_dir: Path) -> list[dict]:
     """AP at each evaluation, with the iterations and the seconds of training so far."""
     rows = scalars(work_dir)
-    second = seconds_per_iteration(rows)
+    clock = training_clock(rows)
     return [
-        dict(iteration=iteration, seconds=round(iteration * second, 1), bbox_mAP=max(value, 0.0))
+        dict(iteration=iteration, seconds=round(clock(iteration), 1), bbox_mAP=max(value, 0.0))
         for iteration, value in series(rows).get("coco/bbox_mAP", [])
     ]
 

@@ -22,7 +22,7 @@ from mmengine.config import Config, DictAction
 from ..datasets import generate_shapes
 from .checkpoints import read_checkpoint
 from .errors import ConfigError
-from .runs import ROOT, Job, ap, checkpoint, scalars, seconds_per_iteration, stop
+from .runs import ROOT, Job, ap, checkpoint, scalars, stop, training_clock
 
 TRAIN, TEST = "tools/train.py", "tools/test.py"
 SHAPES = "data/shapes"  # where the demo's configs look for their images
@@ -502,10 +502,9 @@ def measure(folder: Path, path: Path) -> dict:
         path: Its last checkpoint.
 
     Returns:
-        dict: ``iterations`` trained; ``seconds`` of training without evaluation, the iterations
-            times :func:`~kd_detr_mmdet.utils.runs.seconds_per_iteration`; ``curve``, for each
-            evaluation the ``iteration``, the ``seconds`` until then, ``bbox_mAP`` and
-            ``bbox_mAP_50`` (0 to 1).
+        dict: ``iterations`` trained; ``seconds`` of training without evaluation, by
+            :func:`~kd_detr_mmdet.utils.runs.training_clock`; ``curve``, for each evaluation the
+            ``iteration``, the ``seconds`` until then, ``bbox_mAP`` and ``bbox_mAP_50`` (0 to 1).
     """
     meta = read_checkpoint(str(path), "checkpoint")["meta"]
     iterations = meta["iter"]
@@ -520,18 +519,19 @@ def measure(folder: Path, path: Path) -> dict:
             aps[row["step"] * iterations // epochs if epochs else last] = row
     if (folder / "evaluation.json").is_file():
         aps[iterations] = read_json(folder / "evaluation.json")
-    second = seconds_per_iteration(rows)
+    clock = training_clock(rows)
+    seconds = clock(iterations)
     curve = [
         dict(
             iteration=iteration,
-            seconds=round(iteration * second, 3),
+            seconds=round(clock(iteration), 3),
             bbox_mAP=ap(row),
             bbox_mAP_50=ap(row, "bbox_mAP_50"),
         )
         for iteration, row in sorted(aps.items())
-        if iteration <= iterations and not math.isnan(second)
+        if iteration <= iterations and not math.isnan(seconds)
     ]
-    return dict(iterations=iterations, seconds=round(iterations * second, 3), curve=curve)
+    return dict(iterations=iterations, seconds=round(seconds, 3), curve=curve)
 
 
 def commit() -> str | None:

@@ -1,10 +1,19 @@
 """Training runs as processes: what is read from their logs, and how they fail."""
 
 import json
+import math
 
 import pytest
 
-from kd_detr_mmdet.utils.runs import Job, curve, progress, scalars, series, wait
+from kd_detr_mmdet.utils.runs import (
+    Job,
+    curve,
+    progress,
+    scalars,
+    series,
+    training_clock,
+    wait,
+)
 
 
 def log(work_dir, *rows, start="20260101_000000"):
@@ -26,6 +35,19 @@ def test_the_curve_counts_iterations_and_seconds(tmp_path):
         dict(iteration=30, seconds=15.0, bbox_mAP=0.1),
         dict(iteration=40, seconds=20.0, bbox_mAP=0.0),
     ]
+
+
+def test_a_step_may_cost_more_in_one_part_of_a_run_than_in_another():
+    times = 6 * [1.0] + 6 * [0.5]
+    times[2] = times[9] = 100.0  # interruptions
+    rows = [dict(loss=1.0, time=t, iter=10 * n) for n, t in enumerate(times, 1)]
+    rows.insert(6, {"coco/bbox_mAP": 0.1, "step": 1, "time": 9.0})
+    clock = training_clock(rows)
+    # 60 steps of a second, 60 of half a second, and more at the last pace.
+    assert [clock(n) for n in (0, 5, 60, 65, 120, 130)] == [0, 5, 60, 62.5, 90, 95]
+    of_the_processor = training_clock([dict(row, cpu_time=0.25) for row in rows if "loss" in row])
+    assert of_the_processor(120) == 30
+    assert math.isnan(training_clock(rows[6:7])(10))
 
 
 def test_what_a_resumed_run_did_twice_counts_once(tmp_path):
