@@ -10,8 +10,7 @@ import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from itertools import accumulate
-from operator import sub
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +135,8 @@ def training_clock(rows: list[dict]) -> Callable[[float], float]:
     ends = [row["iter"] for row in rows]
     logged = [row.get("cpu_time", row["time"]) for row in rows]
     paces = [statistics.median(logged[max(i - 2, 0) : i + 3]) for i in range(len(logged))]
-    seconds = list(accumulate(n * pace for n, pace in zip(map(sub, ends, [0, *ends]), paces)))
+    spans = zip(pairwise([0, *ends]), paces)
+    seconds = list(accumulate((end - begin) * pace for (begin, end), pace in spans))
 
     def clock(iteration: float) -> float:
         i = min(bisect_left(ends, iteration), len(ends) - 1)
