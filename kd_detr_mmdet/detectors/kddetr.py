@@ -441,11 +441,13 @@ def check_places(model: KDDETR) -> None:
             "points.num_general=0"
         )
     if type(student) is not type(teacher) or not student.takes_content:
+        models = [type(family.detector).__name__ for family in (teacher, student)]
+        if models[0] == models[1]:
+            models = [f"{name} of width {family.content_dims}" for family in (teacher, student)]
         raise ConfigError(
             f"{name}'s queries have no coordinates, so it can share the teacher's queries with a "
             f"{name} of the same width only, and with student_content='auto' or 'teacher'; here "
-            f"the teacher is a {type(teacher.detector).__name__} of width {teacher.content_dims} "
-            f"and the student a {type(student.detector).__name__} of width {student.content_dims}"
+            f"the teacher is a {models[0]} and the student a {models[1]}"
         )
 
 

@@ -6,6 +6,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..detectors import KDDETR
+from ..detectors.kddetr import check_single_class
 from ..points import CoordinateSampler, QueryPairing
 from ..utils.complexity import gflops, params_m
 from ..utils.errors import ConfigError, brief
@@ -17,7 +18,8 @@ class DistillReportHook(Hook):
 
     Raises:
         ConfigError: If the data set's classes are not those that the teacher was trained on, and
-            there is no ``class_map``, or it finds no class in common.
+            there is no ``class_map``, or it finds no class in common, or one only and a class
+            term that is silent about it.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -41,6 +43,8 @@ def check_classes(model: KDDETR, classes: tuple[str, ...] | None) -> None:
         if classes is None:
             raise ConfigError("class_map needs the names of the data set's classes: metainfo")
         shared = model.class_map.resolve(tuple(classes), taught)
+        if len(shared) == 1:
+            check_single_class(model)
         print_log(
             f"distilling {len(shared)} of {len(classes)} classes, those that the teacher knows: "
             + ", ".join(shared),

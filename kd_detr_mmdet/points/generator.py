@@ -10,6 +10,8 @@ from ..utils.errors import ConfigError, check_choice
 from .distill_points import DistillPoints
 
 DISTRIBUTIONS = ("uniform", "normal")
+# Of a random box: a pixel of 1,000. DAB-DETR divides by the size, which overflows in float16 below.
+MIN_SIZE = 1e-3
 
 
 @TASK_UTILS.register_module()
@@ -28,7 +30,8 @@ class DistillPointGenerator:
         num_general: Number of general points per image; 0 for none. The paper's ``M_g``.
         specific: Whether the teacher's queries are used as points.
         distribution: ``'uniform'``: ``cx, cy, w, h ~ U(0, 1)`` (the paper's text); ``'normal'``:
-            ``sigmoid(N(0, 1))``, denser in the centre (the authors' DAB-DETR code).
+            ``sigmoid(N(0, 1))``, denser in the centre (the authors' DAB-DETR code). Sides are at
+            least 0.001.
         seed: Seed of the draw. None takes PyTorch's, which MMEngine's ``randomness`` sets.
         proposals: Whether the encoders' proposals are compared as well, at every place of the
             memory: they decide where a two-stage detector's queries look, which points do not
@@ -114,10 +117,13 @@ class DistillPointGenerator:
         return torch.Generator().manual_seed(int(state[0]))
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Random boxes in [0, 1], on the CPU."""
+        """Random boxes in [0, 1] of shape (..., 4), on the CPU; sides of at least MIN_SIZE."""
         if self.distribution == "uniform":
-            return torch.rand(shape, generator=generator)
-        return torch.randn(shape, generator=generator).sigmoid()
+            boxes = torch.rand(shape, generator=generator)
+        else:
+            boxes = torch.randn(shape, generator=generator).sigmoid()
+        boxes[..., 2:].clamp_(min=MIN_SIZE)
+        return boxes
 
     def __repr__(self) -> str:
         return (

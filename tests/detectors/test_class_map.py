@@ -99,3 +99,29 @@ def test_more_classes_without_a_map_are_refused_with_the_remedy(tmp_path, kd_con
     with pytest.raises(ConfigError, match="without class_map"):
         pairing = dict(type="QueryPairing", strategy="inconsistent")
         build(kd_config(teacher=teacher, class_map="names", points=pairing))
+
+
+@pytest.mark.parametrize("kind", ["dino", "faster_rcnn"])
+def test_one_shared_class_needs_a_class_term_that_speaks_of_it(tmp_path, kind):
+    teacher = dino_config(**TEACHER, num_classes=7)
+    path = random_checkpoint(tmp_path / "coco.pth", teacher, classes=COCO)
+    option, silent, other = (
+        ("class_term", "softmax", "bernoulli")
+        if kind == "dino"
+        else ("class_bridge", "foreground", "posterior")
+    )
+
+    def check(value, **options):
+        cfg = dict(
+            type="KDDETR",
+            student=dino_config() if kind == "dino" else two_stage_config(),
+            teacher=dict(config=teacher, checkpoint=path),
+            distill_loss={option: value, **options},
+            class_map="names",
+        )
+        check_classes(build(cfg), ("a", "tree", "dog", "b"))
+
+    with pytest.raises(ConfigError, match=f"distill_loss.{option}='{silent}' .* one class only"):
+        check(silent)
+    check(other)
+    check(silent, cls_weight=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kd_detr_mmdet.points import DistillPointGenerator, DistillPoints, generator
+from kd_detr_mmdet.points.generator import MIN_SIZE
 from kd_detr_mmdet.utils import ConfigError
 
 
@@ -47,6 +48,8 @@ def test_a_uniform_draw_covers_every_coordinate_evenly():
     assert boxes.min() >= 0 and boxes.max() <= 1
     for coordinate in range(4):
         assert (shares(boxes[..., coordinate], 10) - 0.1).abs().max() < 0.012, coordinate
+    # But no side is shorter than a pixel of 1,000: about 20 of these 20,000 would be.
+    assert boxes[..., 2:].min() == MIN_SIZE > boxes[..., :2].min()
     # The coordinates are independent: no box is drawn from a single number.
     assert (torch.corrcoef(boxes.flatten(0, 1).T) - torch.eye(4)).abs().max() < 0.05
 
