@@ -1,6 +1,6 @@
 # Every family alone and distilled by a DINO, two of them by a stronger model of their own as well.
 title = "Families: tiny detectors on generated images"
-seeds = [0, 1, 2]
+seeds = [0, 1, 2, 3, 4]
 data = dict(train=600, val=150, size=(128, 96))
 # Without denoising queries and encoder proposals these need more time than DINO.
 options = {

@@ -1,6 +1,6 @@
 # To the plateau: a tiny DINO for 3,000 iterations and longer, on the demo's generated images.
 title = "To the plateau: DINO on generated images"
-seeds = [0, 1, 2]
+seeds = [0, 1, 2, 3, 4]
 data = dict(train=600, val=150, size=(128, 96))
 options = {
     "train_cfg.max_epochs": 40,

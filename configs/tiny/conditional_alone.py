@@ -1,4 +1,5 @@
-# Conditional DETR, small but for its width: mmdet's code of it is made for 256.
+# Conditional DETR, small but for its width: mmdet's code of it is made for 256. Stride and batch
+# size are the DAB-DETR's.
 _base_ = "./dab_alone.py"
 model = dict(
     _delete_=True,
@@ -37,3 +38,4 @@ model = dict(
     train_cfg={{_base_.model.train_cfg}},
     test_cfg=dict(max_per_img=30),
 )
+optim_wrapper = dict(optimizer=dict(lr=4e-4))

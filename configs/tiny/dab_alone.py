@@ -1,5 +1,5 @@
-# DAB-DETR of about the DINO student's size, on the demo's data. Stride 16 in the last stage (DC5),
-# since 128 x 96 pixels leave a stride of 32 no more than 4 x 3 places.
+# DAB-DETR of about the DINO student's size, on the demo's data. Stride 8 in the last stage, since
+# 128 x 96 pixels leave a stride of 32 no more than 4 x 3 places; anchors start all over the image.
 _base_ = "../demo/dino_alone.py"
 attention = dict(embed_dims=64, num_heads=4, attn_drop=0.0, proj_drop=0.0)
 ffn = dict(embed_dims=64, feedforward_channels=256, num_fcs=2, ffn_drop=0.0)
@@ -7,7 +7,7 @@ model = dict(
     _delete_=True,
     type="DABDETR",
     num_queries=30,
-    with_random_refpoints=False,
+    with_random_refpoints=True,
     num_patterns=0,
     data_preprocessor={{_base_.model.data_preprocessor}},
     backbone=dict(
@@ -15,8 +15,8 @@ model = dict(
         depth=18,
         base_channels=16,
         stem_channels=16,
-        strides=(1, 2, 2, 1),
-        dilations=(1, 1, 1, 2),
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
         out_indices=(3,),
         norm_cfg=dict(type="BN"),
         norm_eval=False,
@@ -55,3 +55,6 @@ model = dict(
     train_cfg={{_base_.model.train_cfg}},
     test_cfg=dict(max_per_img=30),
 )
+# Slow to learn without denoising queries and encoder proposals: many small steps.
+train_dataloader = dict(batch_size=4)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))

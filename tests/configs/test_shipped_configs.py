@@ -100,7 +100,7 @@ def test_no_folder_of_experiments_is_forgotten():
 @pytest.mark.parametrize("path", [p for p in ALL if p.parts[0] == "studies"], ids=str)
 def test_a_study_can_be_read_and_its_options_fit_its_configs(path):
     study = read_study(str(CONFIGS / path))
-    assert len(study.seeds) >= 3
+    assert len(study.seeds) >= 5
     assert f"({path.name})" in text("studies/README.md")
     for run in [*study.teachers.values(), *study.runs.values()]:
         cfg = copy.deepcopy(read(Path(run.config).relative_to("configs")))
@@ -168,10 +168,7 @@ def marks_of(path):
     return needs_dino_widths if path.parts[0] not in COCO and "dino" in path.name else ()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=marks_of(p), id=str(p)) for p in DISTILLED if "swin" not in p.name],
-)
+@pytest.mark.parametrize("path", [pytest.param(p, marks=marks_of(p), id=str(p)) for p in DISTILLED])
 def test_it_builds_at_full_size(path):
     cfg = copy.deepcopy(read(path))
     assert cfg.model.teacher.checkpoint
@@ -222,6 +219,10 @@ def test_an_ablation_differs_from_the_base_in_points_and_loss_only():
         assert (loss.get("rebalance") is False) == ("no-rebalance" in words or paired)
         assert (points.get("specific") is False) == ("general" in words)
         assert (points.get("num_general") == 0) == ("specific" in words)
+        counts = [int(word[8:]) for word in words if word.startswith("general-")]
+        assert counts == [number for number in [points.get("num_general")] if number]
+        assert (loss.get("class_term") == "softmax") == ("softmax" in words)
+        assert (loss.get("layers") == "one_to_one") == ("layerwise" in words)
         if paired:
             assert words == [points.strategy.replace("_", "-")]
 

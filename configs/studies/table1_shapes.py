@@ -1,0 +1,82 @@
+# The paper's Table 1 and its ablation with the project's default loss: a tiny DINO and a tiny
+# DAB-DETR, each taught by a larger one of its family.
+title = "Table 1 and ablation: DINO and DAB-DETR on generated images"
+seeds = [0, 1, 2, 3, 4]
+data = dict(train=600, val=150, size=(128, 96))
+options = {
+    "train_cfg.max_epochs": 16,
+    "train_cfg.val_interval": 4,
+    "param_scheduler.1.milestones": [12],
+}
+
+_long = {
+    "train_cfg.max_epochs": 40,
+    "train_cfg.val_interval": 4,
+    "param_scheduler.1.milestones": [32],
+}
+teachers = dict(
+    dino_teacher=dict(config="configs/demo/dino_teacher.py", options=_long),
+    dab_teacher=dict(config="configs/tiny/dab_teacher.py", options=_long),
+)
+
+_loss = {
+    "model.distill_loss.cls_weight": 1.0,
+    "model.distill_loss.l1_weight": 5.0,
+    "model.distill_loss.giou_weight": 2.0,
+}
+_no_rebalance = {"model.distill_loss.rebalance": False}
+_general = {"model.points.specific": False}
+_specific = {"model.points.num_general": 0}
+
+
+def _pairing(strategy):
+    pairs = {"model.points._delete_": True, "model.points.type": "QueryPairing"}
+    return {**pairs, "model.points.strategy": strategy, **_no_rebalance}
+
+
+_table = dict(
+    inconsistent=("inconsistent", _pairing("inconsistent")),
+    similar_foreground=("similar foreground", _pairing("similar_foreground")),
+    similar_general=("similar general", _pairing("similar_general")),
+    hungarian=("Hungarian", _pairing("hungarian")),
+    general=("general points", _general),
+    specific=("specific points", _specific),
+    both=("general and specific points", {}),
+    general_no_rebalance=("general points, no rebalance", {**_general, **_no_rebalance}),
+    specific_no_rebalance=("specific points, no rebalance", {**_specific, **_no_rebalance}),
+    both_no_rebalance=("general and specific points, no rebalance", _no_rebalance),
+    few=("10 general and specific points", {"model.points.num_general": 10}),
+    many=("300 general and specific points", {"model.points.num_general": 300}),
+    softmax=("both, softmax KL", {"model.distill_loss.class_term": "softmax"}),
+)
+
+
+def _family(name, title, alone, distilled, teacher):
+    rows = {name: dict(title=f"{title} alone", config=alone)}
+    for key, (what, options) in _table.items():
+        rows[f"{name}_{key}"] = dict(
+            title=f"{title}: {what}",
+            config=distilled,
+            options={**_loss, **options},
+            teacher=teacher,
+            baseline=name,
+        )
+    return rows
+
+
+runs = dict(
+    **_family(
+        "dino",
+        "DINO",
+        "configs/demo/dino_alone.py",
+        "configs/demo/kd-detr_dino.py",
+        "dino_teacher",
+    ),
+    **_family(
+        "dab",
+        "DAB-DETR",
+        "configs/tiny/dab_alone.py",
+        "configs/tiny/kd-detr_dab.py",
+        "dab_teacher",
+    ),
+)
