@@ -77,6 +77,14 @@ def test_progress_tells_the_last_evaluation(tmp_path):
     assert progress("student alone", tmp_path) == "student alone: epoch 2, AP 23.4"
 
 
+def test_a_job_has_one_thread(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    job = Job("alone", ["-c", "import torch; print(torch.get_num_threads())"], tmp_path / "log")
+    assert job.process.wait() == 0
+    assert (tmp_path / "log").read_text().strip() == "1"
+
+
+
 def test_a_failed_job_ends_the_others_and_tells_its_log(tmp_path):
     bad = Job("teacher", ["-c", "raise SystemExit('no luck')"], tmp_path / "bad.log")
     slow = Job("alone", ["-c", "import time; time.sleep(600)"], tmp_path / "slow.log")
