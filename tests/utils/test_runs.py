@@ -84,7 +84,6 @@ def test_a_job_has_one_thread(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text().strip() == "1"
 
 
-
 def test_a_failed_job_ends_the_others_and_tells_its_log(tmp_path):
     bad = Job("teacher", ["-c", "raise SystemExit('no luck')"], tmp_path / "bad.log")
     slow = Job("alone", ["-c", "import time; time.sleep(600)"], tmp_path / "slow.log")
