@@ -20,37 +20,39 @@ teachers = dict(
     deformable_teacher=dict(config="configs/tiny/deformable_teacher.py", options=_long),
 )
 
-_specific = {
-    "model.points.num_general": 0,
-    "model.student_content": "blank",
-    "model.blank_content": "nearest",
-}
+_own = {"model.student_content": "blank", "model.blank_content": "nearest"}
+_specific = {"model.points.num_general": 0, **_own}
 
 
 def _alone(family, title):
     return dict(title=f"{title}, alone", config=f"configs/tiny/{family}_alone.py")
 
 
-def _distilled(family, title, teacher="dino"):
+def _distilled(family, title, teacher="dino", general=False):
     pair = f"dino-to-{family}" if teacher == "dino" else family
+    by = f"{title}, by {'DINO' if teacher == 'dino' else 'its own'}"
     return dict(
-        title=f"{title}, by {'DINO' if teacher == 'dino' else 'its own'}",
+        title=f"{by}, general points too" if general else by,
         config=f"configs/tiny/kd-detr_{pair}.py",
         teacher=teacher,
         baseline=family,
-        options=_specific,
+        options=_own if general else _specific,
     )
 
 
 runs = dict(
     dab=_alone("dab", "DAB-DETR"),
     dab_dino=_distilled("dab", "DAB-DETR"),
+    dab_dino_general=_distilled("dab", "DAB-DETR", general=True),
     deformable=_alone("deformable", "Deformable DETR"),
     deformable_dino=_distilled("deformable", "Deformable DETR"),
+    deformable_dino_general=_distilled("deformable", "Deformable DETR", general=True),
     conditional=_alone("conditional", "Conditional DETR"),
     conditional_dino=_distilled("conditional", "Conditional DETR"),
+    conditional_dino_general=_distilled("conditional", "Conditional DETR", general=True),
     ddq=_alone("ddq", "DDQ-DETR"),
     ddq_dino=_distilled("ddq", "DDQ-DETR"),
+    ddq_dino_general=_distilled("ddq", "DDQ-DETR", general=True),
     dab_own=_distilled("dab", "DAB-DETR", "dab_teacher"),
     deformable_own=_distilled("deformable", "Deformable DETR", "deformable_teacher"),
 )
