@@ -2,9 +2,11 @@
 
 CONFIG is a distillation's. The teacher is asked at its own queries, at ground-truth boxes, at
 jittered ones and at random boxes, with each content that its queries can be given there. What it
-says at ground truth bounds what it can teach at a student's boxes. With a trained student, who
-answers how well at whose queries tells where its AP is lost: in what it says or in where it looks.
-Of a two-stage student the proposals of its RPN are asked, and it at ground truth as well.
+says at ground truth bounds what it can teach at a student's boxes. The last column is the GIoU
+loss of a student that gives every point back as its answer: while ``kd_raw_..._giou`` of a training
+log is no lower, the points' boxes have taught it nothing else. With a trained student, who answers
+how well at whose queries tells where its AP is lost: in what it says or in where it looks. Of a
+two-stage student the proposals of its RPN are asked, and it at ground truth as well.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from kd_detr_mmdet import DistillPointGenerator, DistillPoints
 from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.families import TwoStageFamily
 from kd_detr_mmdet.families.base import BLANK_CONTENT, Record
+from kd_detr_mmdet.losses.rebalanced_distill_loss import elementwise_giou
 from kd_detr_mmdet.points import Answer
 from kd_detr_mmdet.points.coordinate_sampler import objects_at
 from kd_detr_mmdet.points.coordinates import pixel_corners, relative_boxes
@@ -39,7 +42,7 @@ from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.evaluation import detections
 
 JITTER = (0.1, 0.3)  # standard deviations, as shares of a box's width and height
-COLUMNS = ("AP", "AP50", "AP75", "class right", "IoU", "confidence")
+COLUMNS = ("AP", "AP50", "AP75", "class right", "IoU", "confidence", "to move")
 
 
 class Asked:
@@ -49,10 +52,18 @@ class Asked:
         self.metric = METRICS.build(cfg)
         self.metric.dataset_meta = metainfo
         self.objects: list[Tensor] = []
+        self.moves: list[Tensor] = []
 
-    def hear(self, head: torch.nn.Module, answer: Answer, sample: object) -> None:
-        """Take in a DETR's answer for an image."""
+    def hear(self, head: torch.nn.Module, answer: Answer, boxes: Tensor, sample: object) -> None:
+        """Take in a DETR's answer for an image that it was asked about at boxes (M, 4)."""
         self.take(*detections(head, answer, [sample]), sample)
+        self.weigh(answer, boxes)
+
+    def weigh(self, answer: Answer, boxes: Tensor) -> None:
+        """Note the GIoU loss of saying the box that one was asked at, and the loss's weights."""
+        weight = answer.cls_scores[-1, 0].sigmoid().amax(-1)
+        loss = 1 - elementwise_giou(boxes, answer.boxes[-1, 0])
+        self.moves.append(torch.stack([weight, weight * loss], -1))
 
     def take(self, found: InstanceData, sample: object) -> None:
         """Take in an image's detections, in pixels of the original image."""
@@ -77,9 +88,11 @@ class Asked:
         aps = [result[f"coco/bbox_mAP{suffix}"] for suffix in ("", "_50", "_75")]
         objects = torch.cat(self.objects) if self.objects else []
         means = objects.mean(0).tolist() if len(objects) else [None] * 3
+        weight, loss = torch.cat(self.moves).sum(0).tolist() if self.moves else (0, 0)
+        figures = [*aps, *means, loss / weight if weight else None]
         return {
             name: None if value is None else round(100 * value, 1)
-            for name, value in zip(COLUMNS, [*aps, *means])
+            for name, value in zip(COLUMNS, figures, strict=True)
         }
 
 
@@ -151,7 +164,7 @@ def ask(
         truth = relative_boxes(corners, (info["height"], info["width"])).to(queries.boxes)
         labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
         labels, each = labels.to(truth.device), torch.arange(len(truth), device=truth.device)
-        ears("its own queries").hear(head, own_answer, sample)
+        ears("its own queries").hear(head, own_answer, queries.boxes[0], sample)
         places = {"ground truth": (truth, each)}
         for share in JITTER:
             name = f"ground truth, jittered by {share:.0%}"
@@ -177,11 +190,12 @@ def ask(
         elif student is not None:
             own = student.look(batch["inputs"], samples)
             own_head = model.student.bbox_head
-            answer = student.own_answer(own)
-            ears("student at its own queries").hear(own_head, answer, sample)
+            boxes, answer = student.queries(own).boxes[0], student.own_answer(own)
+            ears("student at its own queries").hear(own_head, answer, boxes, sample)
             answer = student.answer(own, queries)
-            ears("student at the teacher's queries").hear(own_head, answer, sample)
-            boxes = student.queries(own).boxes[0]
+            ears("student at the teacher's queries").hear(
+                own_head, answer, queries.boxes[0], sample
+            )
             places["the student's boxes"] = boxes, objects_at(boxes, truth)
         for place, (boxes, on) in places.items():
             for content in contents if len(boxes) else ():
@@ -189,7 +203,7 @@ def ask(
                 with model.teacher_at_work.answering():
                     answer = family.answer(record, DistillPoints(boxes[None]))
                 asked = ears(f"{place}, content: {content}")
-                asked.hear(head, answer, sample)
+                asked.hear(head, answer, boxes, sample)
                 if on is not None:
                     asked.compare(answer, truth, labels, on)
     if not any(name.startswith("ground truth") for name in heard):

@@ -58,7 +58,7 @@ def test_a_perfect_answer_at_the_ground_truth(tool, config):
         scores = torch.full((1, 1, len(boxes), 4), -9.0)
         scores[0, 0].scatter_(1, labels[:, None], 2.0)
         answer = Answer(scores, boxes[None, None])
-        asked.hear(head, answer, sample)
+        asked.hear(head, answer, boxes, sample)
         asked.compare(answer, boxes, labels, torch.arange(len(boxes)))
         objects += len(boxes)
     row = asked.row(len(dataset))
@@ -70,6 +70,7 @@ def test_a_perfect_answer_at_the_ground_truth(tool, config):
         "class right": 100.0,
         "IoU": 100.0,
         "confidence": 88.1,
+        "to move": 0.0,
     }
 
 
@@ -88,6 +89,20 @@ def test_points_on_objects_and_points_beside_them(tool):
     asked.compare(answer, truth, torch.tensor([0, 1]), on)  # wrong at the half of the first
     found = asked.objects[0]
     torch.testing.assert_close(found, torch.tensor([[1.0, 1.0, 0.5], [0.0, 0.5, 0.2]]))
+
+
+def test_how_far_answers_are_from_the_boxes_asked_at(tool):
+    # Half of the box: GIoU 0.5. A box as large at a box's width from it: 0 - (3 - 2) / 3. The
+    # weights are the best class's scores, 0.8 and 0.2.
+    asked_at = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.2, 0.5, 0.1, 0.1]])
+    boxes = torch.tensor([[0.55, 0.5, 0.1, 0.2], [0.4, 0.5, 0.1, 0.1]])
+    scores = torch.tensor([[0.8, 0.3], [0.1, 0.2]]).logit()
+    asked = tool.Asked.__new__(tool.Asked)
+    asked.moves = []
+    asked.weigh(Answer(scores[None, None], boxes[None, None]), asked_at)
+    torch.testing.assert_close(
+        asked.moves[0], torch.tensor([[0.8, 0.8 * 0.5], [0.2, 0.2 * (1 + 1 / 3)]])
+    )
 
 
 def test_jitter_moves_by_shares_of_the_size_and_stays_inside(tool):
