@@ -44,6 +44,11 @@ runs = dict(
     dab=_alone("dab", "DAB-DETR"),
     dab_dino=_distilled("dab", "DAB-DETR"),
     dab_dino_general=_distilled("dab", "DAB-DETR", general=True),
+    dab_dino_general_light=dict(
+        _distilled("dab", "DAB-DETR"),
+        title="DAB-DETR, by DINO, general points at a fifth of their weight",
+        options={**_own, "model.distill_loss.set_weights.general": 0.2},
+    ),
     deformable=_alone("deformable", "Deformable DETR"),
     deformable_dino=_distilled("deformable", "Deformable DETR"),
     deformable_dino_general=_distilled("deformable", "Deformable DETR", general=True),
