@@ -31,6 +31,7 @@ from kd_detr_mmdet import DistillPointGenerator, DistillPoints
 from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.families import TwoStageFamily
 from kd_detr_mmdet.families.base import BLANK_CONTENT, Record
+from kd_detr_mmdet.losses import RebalancedDistillLoss
 from kd_detr_mmdet.losses.rebalanced_distill_loss import elementwise_giou
 from kd_detr_mmdet.points import Answer
 from kd_detr_mmdet.points.coordinate_sampler import objects_at
@@ -61,7 +62,8 @@ class Asked:
 
     def weigh(self, answer: Answer, boxes: Tensor) -> None:
         """Note the GIoU loss of saying the box that one was asked at, and the loss's weights."""
-        weight = answer.cls_scores[-1, 0].sigmoid().amax(-1)
+        scores = answer.cls_scores[-1, 0]
+        weight = RebalancedDistillLoss().foreground_weight(scores, answer.has_background)
         loss = 1 - elementwise_giou(boxes, answer.boxes[-1, 0])
         self.moves.append(torch.stack([weight, weight * loss], -1))
 
