@@ -359,6 +359,12 @@ def check_pair(model: KDDETR) -> None:
                 f"distill_loss.set_weights names {name!r}, but the points' sets are "
                 f"{' and '.join(map(repr, names))}"
             )
+    if not any(model.distill_loss.set_weights.get(name, 1.0) for name in names):
+        raise ConfigError(
+            f"distill_loss.set_weights leaves nothing to distil: {model.distill_loss.set_weights} "
+            "has 0 for every set of points; raise one, or train the student's own config without "
+            "KDDETR"
+        )
     depths = student.num_decoder_layers, teacher.num_decoder_layers
     if model.distill_loss.layers == "one_to_one" and depths[0] != depths[1]:
         raise ConfigError(

@@ -56,7 +56,7 @@ class RebalancedDistillLoss(nn.Module):
             gradient for given images is the same however they are spread over ranks.
 
     Raises:
-        ConfigError: If an argument is out of range.
+        ConfigError: If an argument is out of range, or no term is left.
     """
 
     def __init__(
@@ -90,6 +90,11 @@ class RebalancedDistillLoss(nn.Module):
         self.set_weights = dict(set_weights or {})
         for name, weight in self.weights.items():
             check_weight(f"distill_loss.{name}_weight", weight)
+        if not any(self.weights.values()):
+            raise ConfigError(
+                "distill_loss leaves nothing to distil: set cls_weight, l1_weight or giou_weight "
+                "above 0, or train the student's own config without KDDETR"
+            )
         for name, weight in self.set_weights.items():
             check_weight(f"distill_loss.set_weights[{name!r}]", weight)
         self.class_term = class_term

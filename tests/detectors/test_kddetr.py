@@ -29,7 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from kd_detr_mmdet.utils.errors import ConfigError, NonFiniteLossError
 
-NO_KD = dict(cls_weight=0, l1_weight=0, giou_weight=0)
+
+def weightless(model):
+    """The model with all weights of its distillation loss at 0, which no config may ask for."""
+    model.distill_loss.weights = dict.fromkeys(model.distill_loss.weights, 0.0)
+    return model
 
 
 def losses_of(model, data, seed=0):
@@ -111,7 +115,7 @@ def test_student_starts_from_the_weights_of_plain_mmdet(kd_config):
 
 
 def test_with_all_weights_at_0_every_gradient_is_bit_equal(kd_config, batch):
-    kd, plain = build(kd_config(distill_loss=NO_KD)), build(dino_config())
+    kd, plain = weightless(build(kd_config())), build(dino_config())
     data = batch(plain)
     ours, theirs = gradients_of(kd, data), gradients_of(plain, data)
     assert list(ours) == list(theirs)
@@ -122,7 +126,7 @@ def test_with_all_weights_at_0_every_gradient_is_bit_equal(kd_config, batch):
 def test_steps_with_dropout_stay_bit_equal_to_plain_mmdet(kd_config, batch):
     """The extra decoder passes draw dropout masks too, but none of the student's."""
     cfg = dino_config(dropout=0.3)
-    models = build(kd_config(student=cfg, distill_loss=NO_KD)), build(cfg)
+    models = weightless(build(kd_config(student=cfg))), build(cfg)
     data = batch(models[1])
     states, randoms = [], []
     for model in models:
@@ -777,6 +781,17 @@ def test_content_of_another_width(kd_config):
     assert "32" in message
     assert "'auto'" in message
     MODELS.build(kd_config(teacher=teacher_of(width=64), student_content="blank"))
+
+
+def test_every_set_without_weight(kd_config):
+    sets = dict(general=0, specific=0.0)
+    assert "set_weights leaves nothing to distil" in refused(
+        kd_config(distill_loss=dict(set_weights=sets))
+    )
+    # Of the sets that there are: a set that is not named counts fully.
+    only = dict(distill_loss=dict(set_weights=dict(general=0)))
+    MODELS.build(kd_config(**only))
+    refused(kd_config(points=dict(specific=False), **only))
 
 
 def test_layers_one_to_one_of_other_depth(kd_config):

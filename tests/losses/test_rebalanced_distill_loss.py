@@ -536,6 +536,7 @@ BAD_NUMBERS = (-1, -0.5, float("nan"), float("inf"), True, "2", None, [1.0])
             for bad in BAD_NUMBERS
         ],
         *[(dict(set_weights=dict(general=bad)), "set_weights['general']") for bad in BAD_NUMBERS],
+        (dict(cls_weight=0, l1_weight=0.0, giou_weight=0), "nothing to distil"),
         (dict(set_weights=0.5), "set_weights"),
         (dict(set_weights=[1.0, 2.0]), "set_weights"),
     ],
