@@ -17,14 +17,14 @@ teachers = dict(
 
 # Without denoising queries and encoder proposals a DAB-DETR needs more time than a DINO.
 _dab = {"train_cfg.max_epochs": 16, "param_scheduler.1.milestones": [12]}
-_loss = {
-    "model.distill_loss.cls_weight": 1.0,
-    "model.distill_loss.l1_weight": 5.0,
-    "model.distill_loss.giou_weight": 2.0,
-}
 _no_rebalance = {"model.distill_loss.rebalance": False}
 _general = {"model.points.specific": False}
 _specific = {"model.points.num_general": 0}
+
+
+def _weights(cls, l1, giou):
+    weights = dict(cls=cls, l1=l1, giou=giou)
+    return {f"model.distill_loss.{term}_weight": weight for term, weight in weights.items()}
 
 
 def _pairing(strategy):
@@ -45,6 +45,12 @@ _table = dict(
     both_no_rebalance=("general and specific points, no rebalance", _no_rebalance),
     few=("10 general and specific points", {"model.points.num_general": 10}),
     many=("300 general and specific points", {"model.points.num_general": 300}),
+    # One divisor for both sets, so that random boxes on nothing count little; the weights are the
+    # others' by the DINO teacher's sum of w at its own queries, about 4 an image.
+    images=(
+        "both, per image",
+        {"model.distill_loss.normalize": "images", **_weights(0.25, 1.25, 0.5)},
+    ),
     softmax=("both, softmax KL", {"model.distill_loss.class_term": "softmax"}),
 )
 
@@ -55,7 +61,7 @@ def _family(name, title, alone, distilled, teacher, schedule):
         rows[f"{name}_{key}"] = dict(
             title=f"{title}: {what}",
             config=distilled,
-            options={**schedule, **_loss, **options},
+            options={**schedule, **_weights(1.0, 5.0, 2.0), **options},
             teacher=teacher,
             baseline=name,
         )
