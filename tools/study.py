@@ -69,7 +69,7 @@ def main() -> None:
     failures = []
     if not args.report_only:
         make_data(study)
-        failures = train_all(chosen, args.jobs, report)
+        failures = train_all(chosen, args.jobs, report, leave_if_terminated)
     if not failures:
         report()
     for failure in failures:
@@ -77,9 +77,23 @@ def main() -> None:
     sys.exit(1 if failures else 0)
 
 
+terminated: list[int] = []
+
+
+def leave_if_terminated() -> None:
+    """Ended from outside, it ends its jobs as on Ctrl-C."""
+    if terminated:
+        sys.exit("terminated: run it again to go on")
+
+
+def terminate(signum: int, _: object) -> None:
+    # Python drops what is raised in a garbage collector's callback, so it is looked at again.
+    terminated.append(signum)
+    leave_if_terminated()
+
+
 if __name__ == "__main__":
-    # Ended from outside, it ends its jobs as on Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: run it again to go on"))
+    signal.signal(signal.SIGTERM, terminate)
     try:
         with one_line_errors():
             main()

@@ -450,13 +450,19 @@ def make_data(study: Study) -> None:
         raise ConfigError(f"data: {error}") from error
 
 
-def train_all(tasks: list[Task], jobs: int, after_each: Callable[[], None]) -> list[str]:
+def train_all(
+    tasks: list[Task],
+    jobs: int,
+    after_each: Callable[[], None],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Train what is not finished yet.
 
     Args:
         tasks: In the order in which to start them; a distilled one waits for its teacher only.
         jobs: How many run at a time.
         after_each: Called whenever a run is finished.
+        meanwhile: Called at every look at the runs; what it raises ends them.
 
     Returns:
         list[str]: What failed, for the user; nothing is started after the first failure.
@@ -476,6 +482,7 @@ def train_all(tasks: list[Task], jobs: int, after_each: Callable[[], None]) -> l
                     break
                 running.append(task)
             time.sleep(POLL_SECONDS)
+            meanwhile()
             for task in [t for t in running if t.job.process.poll() is not None]:
                 try:
                     finished = task.advance()

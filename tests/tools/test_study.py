@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -500,6 +501,24 @@ def test_ended_from_outside_it_ends_its_runs(write, run, calls, tmp_path):
     if child is not None:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ended_where_python_drops_what_is_raised(write, run, tmp_path, monkeypatch):
+    def report(*_):
+        class Thing:
+            pass
+
+        thing = Thing()
+        finalizer = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        del thing  # the callback runs here
+        assert finalizer() is None
+
+    monkeypatch.setattr("kd_detr_mmdet.utils.study_report.write_report", report)
+    runs = {name: dict(config=str(tmp_path / f"{name}.py")) for name in ("quick", "slow")}
+    code, _, out = run(write(runs=runs), "--jobs", 1)
+    assert "slow, seed 0: starts" in out  # so the first exit was dropped
+    assert code == "terminated: run it again to go on"
 
 
 @pytest.fixture
