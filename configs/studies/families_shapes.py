@@ -49,11 +49,6 @@ runs = dict(
         title="DAB-DETR, by DINO, general points at a fifth of their weight",
         options={**_own, "model.distill_loss.set_weights.general": 0.2},
     ),
-    dab_dino_jittered=dict(
-        _distilled("dab", "DAB-DETR"),
-        title="DAB-DETR, by DINO, jittered points too",
-        options={**_specific, "model.points.jitter": 0.4},
-    ),
     deformable=_alone("deformable", "Deformable DETR"),
     deformable_dino=_distilled("deformable", "Deformable DETR"),
     deformable_dino_general=_distilled("deformable", "Deformable DETR", general=True),
