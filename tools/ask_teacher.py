@@ -1,13 +1,12 @@
 """How well a teacher answers at boxes that are not its own: python tools/ask_teacher.py CONFIG.
 
-CONFIG is a distillation's. The teacher is asked at its own queries (and, with ``points.jitter``,
-where they were moved to), at ground-truth boxes, at jittered ones and at random boxes, with each
-content that its queries can be given there. What it says at ground truth bounds what it can teach
-at a student's boxes. The last column is the GIoU loss of a student that gives every point back as
-its answer: while ``kd_raw_..._giou`` of a training log is no lower, the points' boxes have taught
-it nothing else. With a trained student, who answers how well at whose queries tells where its AP
-is lost: in what it says or in where it looks. Of a two-stage student the proposals of its RPN are
-asked, and it at ground truth as well.
+CONFIG is a distillation's. The teacher is asked at its own queries, at ground-truth boxes, at
+jittered ones and at random boxes, with each content that its queries can be given there. What it
+says at ground truth bounds what it can teach at a student's boxes. The last column is the GIoU
+loss of a student that gives every point back as its answer: while ``kd_raw_..._giou`` of a training
+log is no lower, the points' boxes have taught it nothing else. With a trained student, who answers
+how well at whose queries tells where its AP is lost: in what it says or in where it looks. Of a
+two-stage student the proposals of its RPN are asked, and it at ground truth as well.
 """
 
 import argparse
@@ -168,13 +167,6 @@ def ask(
         labels = torch.tensor([o["bbox_label"] for o in objects], dtype=torch.long)
         labels, each = labels.to(truth.device), torch.arange(len(truth), device=truth.device)
         ears("its own queries").hear(head, own_answer, queries.boxes[0], sample)
-        teachers = {"the teacher's queries": queries}
-        if getattr(model.point_generator, "jitter", 0):
-            moved = model.point_generator.jittered(queries, (index,))
-            teachers["the teacher's queries, jittered"] = moved
-            with model.teacher_at_work.answering():
-                answer = family.answer(record, moved)
-            ears("its own queries, jittered").hear(head, answer, moved.boxes[0], sample)
         places = {"ground truth": (truth, each)}
         for share in JITTER:
             name = f"ground truth, jittered by {share:.0%}"
@@ -202,9 +194,10 @@ def ask(
             own_head = model.student.bbox_head
             boxes, answer = student.queries(own).boxes[0], student.own_answer(own)
             ears("student at its own queries").hear(own_head, answer, boxes, sample)
-            for name, points in teachers.items():
-                answer = student.answer(own, points)
-                ears(f"student at {name}").hear(own_head, answer, points.boxes[0], sample)
+            answer = student.answer(own, queries)
+            ears("student at the teacher's queries").hear(
+                own_head, answer, queries.boxes[0], sample
+            )
             places["the student's boxes"] = boxes, objects_at(boxes, truth)
         for place, (boxes, on) in places.items():
             for content in contents if len(boxes) else ():

@@ -51,8 +51,6 @@ _table = dict(
         "both, per image",
         {"model.distill_loss.normalize": "images", **_weights(0.25, 1.25, 0.5)},
     ),
-    # Ours, not the paper's.
-    jittered=("specific and jittered points", {**_specific, "model.points.jitter": 0.4}),
     softmax=("both, softmax KL", {"model.distill_loss.class_term": "softmax"}),
 )
 

@@ -441,12 +441,11 @@ def check_places(model: KDDETR) -> None:
     if not placeless:
         return
     name = type(placeless[0]).__name__
-    for points, option in (("general", "num_general"), ("jittered", "jitter")):
-        if points in model.point_generator.set_names:
-            raise ConfigError(
-                f"{name}'s queries have no coordinates, so it cannot be asked at {points} points: "
-                f"set points.{option}=0"
-            )
+    if "general" in model.point_generator.set_names:
+        raise ConfigError(
+            f"{name}'s queries have no coordinates, so it cannot be asked at general points: set "
+            "points.num_general=0"
+        )
     if type(student) is not type(teacher) or not student.takes_content:
         models = [type(family.detector).__name__ for family in (teacher, student)]
         if models[0] == models[1]:

@@ -122,8 +122,6 @@ def points_of(model: KDDETR) -> str:
         sets.append(f"{points.max_points} of the student's {points.boxes} boxes")
     if points.specific:
         sets.append(f"{model.teacher_family.num_queries} specific (the teacher's queries)")
-    if points.jitter:
-        sets.append(f"{model.teacher_family.num_queries} jittered (by {points.jitter:g})")
     if points.num_general:
         sets.append(f"{points.num_general} general ({points.distribution})")
     if points.proposals:

@@ -6,7 +6,7 @@ from mmdet.registry import TASK_UTILS
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from ..utils.errors import ConfigError, check_choice, check_weight
+from ..utils.errors import ConfigError, check_choice
 from .distill_points import DistillPoints
 
 DISTRIBUTIONS = ("uniform", "normal")
@@ -20,9 +20,7 @@ class DistillPointGenerator:
 
     *General* points scan the whole image: boxes drawn anew in every iteration, for every image,
     never learned and without content. *Specific* points are the teacher's own decoder queries,
-    content and boxes, which dwell where the teacher looks. *Jittered* points, ours and not the
-    paper's, are the teacher's queries at boxes moved at random, so that there is something left to
-    move: a well-trained teacher's own boxes fit the objects already.
+    content and boxes, which dwell where the teacher looks.
 
     The draw is a pure function of (seed, rank, step): it touches no global random state, so the
     student's own training sees the same random numbers as without distillation, and a resumed run
@@ -38,9 +36,6 @@ class DistillPointGenerator:
         proposals: Whether the encoders' proposals are compared as well, at every place of the
             memory: they decide where a two-stage detector's queries look, which points do not
             teach. Ours, not the paper's.
-        jitter: Above 0, the teacher's queries are asked once more, each at a box of its own that is
-            moved by up to this share of its sides and stretched by up to ``exp(jitter)``, both
-            evenly drawn. Ours, not the paper's.
 
     Raises:
         ConfigError: If an argument is out of range or no point is left to distil at.
@@ -53,7 +48,6 @@ class DistillPointGenerator:
         distribution: str = "uniform",
         seed: int | None = None,
         proposals: bool = False,
-        jitter: float = 0.0,
     ) -> None:
         if isinstance(num_general, bool) or not isinstance(num_general, int) or num_general < 0:
             raise ConfigError(
@@ -64,13 +58,11 @@ class DistillPointGenerator:
         self.num_general = num_general
         if not isinstance(proposals, bool):
             raise ConfigError(f"points.proposals must be True or False, got {proposals!r}")
-        check_weight("points.jitter", jitter)
         self.specific = specific
         self.proposals = proposals
-        self.jitter = jitter
         if not self.set_names:
             raise ConfigError(
-                "points leave nothing to distil: set points.num_general above 0, points.jitter or "
+                "points leave nothing to distil: set points.num_general above 0 or "
                 "points.specific=True, or train the student's own config without KDDETR"
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
@@ -89,13 +81,11 @@ class DistillPointGenerator:
             step: Non-negative integers that name this step; another step, another draw.
 
         Returns:
-            dict: ``'specific'``, ``'jittered'`` and ``'general'`` points, as far as wanted.
+            dict: ``'specific'`` and ``'general'`` points, as far as they are wanted.
         """
         sets = {}
         if self.specific:
             sets["specific"] = teacher_queries
-        if self.jitter:
-            sets["jittered"] = self.jittered(teacher_queries, step)
         if self.num_general:
             sets["general"] = self.general(
                 teacher_queries.boxes.size(0), step, teacher_queries.boxes.device
@@ -105,12 +95,7 @@ class DistillPointGenerator:
     @property
     def set_names(self) -> tuple[str, ...]:
         """tuple: Names of the sets that are compared; the proposals are the models' own."""
-        wanted = dict(
-            specific=self.specific,
-            jittered=self.jitter,
-            general=self.num_general,
-            proposals=self.proposals,
-        )
+        wanted = dict(specific=self.specific, general=self.num_general, proposals=self.proposals)
         return tuple(name for name, want in wanted.items() if want)
 
     def general(
@@ -123,18 +108,6 @@ class DistillPointGenerator:
         shape = (batch_size, self.num_general, 4)
         boxes = self.draw(shape, self.generator(step))
         return DistillPoints(boxes.to(device, non_blocking=True))
-
-    def jittered(self, points: DistillPoints, step: tuple[int, ...]) -> DistillPoints:
-        """Points (bs, M) at boxes that are moved and stretched at random; their content stays.
-
-        Centres stay in the image, sides within [0.001, 1].
-        """
-        draw = torch.rand(points.boxes.shape, generator=self.generator((*step, 2)))
-        draw = (self.jitter * (2 * draw - 1)).to(points.boxes, non_blocking=True)
-        centers, sides = points.boxes.split(2, -1)
-        centers = (centers + draw[..., :2] * sides).clamp(0, 1)
-        sides = (sides * draw[..., 2:].exp()).clamp(MIN_SIZE, 1)
-        return DistillPoints(torch.cat([centers, sides], -1), points.content)
 
     def generator(self, step: tuple[int, ...]) -> torch.Generator:
         """Random numbers of one step on this rank."""
@@ -155,6 +128,5 @@ class DistillPointGenerator:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(num_general={self.num_general}, specific={self.specific}, "
-            f"distribution={self.distribution!r}, seed={self.seed}, proposals={self.proposals}, "
-            f"jitter={self.jitter})"
+            f"distribution={self.distribution!r}, seed={self.seed}, proposals={self.proposals})"
         )

@@ -145,7 +145,7 @@ def watched(model: KDDETR, stopwatch: Stopwatch) -> Iterator[None]:
             stopwatch.timed(DISTILL_LOSS, model.distill_loss.forward),
         ),
     ]
-    for method, name in (("general", "general"), ("jittered", "jittered"), ("sample", "roi")):
+    for method, name in (("general", "general"), ("sample", "roi")):
         if hasattr(generator, method):
             swaps.append((generator, method, naming(name, getattr(generator, method))))
     for family, who, label in (

@@ -277,7 +277,6 @@ def test_every_decoding_knows_the_padding(kd_config, batch, width):
         (dict(num_general=10), ("specific", "general")),
         (dict(num_general=10, specific=False), ("general",)),
         (dict(num_general=0), ("specific",)),
-        (dict(num_general=0, jitter=0.4), ("specific", "jittered")),
     ],
 )
 def test_every_set_has_three_terms_in_every_layer(kd_config, batch, points, sets):

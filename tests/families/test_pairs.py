@@ -36,11 +36,10 @@ ONLY_SPECIFIC = dict(num_general=0)
 
 @pytest.mark.parametrize("student, teacher", PAIRS, ids=[" of ".join(both) for both in PAIRS])
 def test_one_step_of_every_pair(pair, batch, student, teacher):
-    options = {} if student == "detr" else dict(points=dict(num_general=10, jitter=0.4))
-    kd = pair(FAMILY_CONFIGS[student], TEACHERS[teacher], **options).train()
+    kd = pair(FAMILY_CONFIGS[student], TEACHERS[teacher]).train()
     losses = kd(**batch(kd, num_items=[2, 1]), mode="loss")
     distil = {name: value for name, value in losses.items() if "kd_loss" in name}
-    sets = ("specific",) if student == "detr" else ("specific", "jittered", "general")
+    sets = ("specific",) if student == "detr" else ("specific", "general")
     assert set(distil) == {
         f"{layer}kd_loss_{points}_{term}"
         for layer in ("d0.", "")
@@ -113,12 +112,6 @@ def test_detr_has_no_general_points(points):
     message = refused(detr_config(), detr_config(), points=points)
     assert "DETR's queries have no coordinates" in message
     assert "set points.num_general=0" in message
-
-
-def test_detr_has_no_jittered_points():
-    points = dict(num_general=0, jitter=0.4)
-    message = refused(detr_config(), detr_config(), points=points)
-    assert "cannot be asked at jittered points: set points.jitter=0" in message
 
 
 def test_detr_of_another_width():

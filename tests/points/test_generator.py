@@ -41,47 +41,6 @@ def test_a_set_can_be_left_out(queries):
     assert only_general["general"].num_points == 5
 
 
-def test_jittered_points_are_the_teachers_queries_moved():
-    # Away from the edges, where nothing is cut: 20,000 boxes of sides 0.1 and 0.2.
-    boxes = torch.tensor([0.5, 0.4, 0.1, 0.2]).expand(2, 10_000, 4)
-    queries = DistillPoints(boxes, torch.rand(2, 10_000, 8))
-    points = DistillPointGenerator(num_general=0, seed=0, jitter=0.4)
-    sets = points(queries, (0, 0))
-    assert list(sets) == list(points.set_names) == ["specific", "jittered"]
-    assert sets["specific"] is queries
-    assert sets["jittered"].content is queries.content
-    moved = sets["jittered"].boxes
-    # Centres by up to 0.4 of the sides, sides by a factor of e^-0.4 = 0.67 to e^0.4 = 1.49.
-    shifts = (moved[..., :2] - boxes[..., :2]) / boxes[..., 2:]
-    stretches = (moved[..., 2:] / boxes[..., 2:]).log()
-    for values in (*shifts.unbind(-1), *stretches.unbind(-1)):
-        assert -0.4001 < values.min() < -0.399 and 0.399 < values.max() < 0.4001
-        tenths = torch.histc(values, 10, -0.4, 0.4) / values.numel()
-        assert (tenths - 0.1).abs().max() < 0.012
-    drawn = torch.cat([shifts, stretches], -1).flatten(0, 1)
-    assert (torch.corrcoef(drawn.T) - torch.eye(4)).abs().max() < 0.05
-    assert torch.equal(points(queries, (0, 0))["jittered"].boxes, moved)
-    assert not torch.equal(points(queries, (1, 0))["jittered"].boxes, moved)
-
-
-def test_jittered_points_stay_in_the_image_and_are_no_slivers():
-    corners = torch.tensor([[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1e-5, MIN_SIZE]])
-    queries = DistillPoints(corners.repeat(2, 500, 1))
-    moved = DistillPointGenerator(jitter=0.5, seed=0).jittered(queries, (0, 0))
-    assert moved.content is None
-    assert moved.boxes.min() == 0 and moved.boxes.max() == 1
-    assert moved.boxes[..., 2:].min() == MIN_SIZE
-
-
-def test_jitter_is_not_the_draw_of_the_general_points():
-    # Else the boxes that scan the image and the shifts would be the same numbers.
-    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(1, 50, 4)
-    sets = DistillPointGenerator(num_general=50, seed=0, jitter=0.5)(DistillPoints(boxes), (0, 0))
-    assert list(sets) == ["specific", "jittered", "general"]
-    drawn = (sets["jittered"].boxes[..., :2] - 0.5) / 0.2 + 0.5
-    assert not torch.isclose(drawn, sets["general"].boxes[..., :2], atol=1e-3).all(-1).any()
-
-
 def test_a_uniform_draw_covers_every_coordinate_evenly():
     # 20,000 values a coordinate, 0.1 in each of 10 bins with a standard error of 0.002. A sigmoid
     # after U(0, 1) would leave all but [0.5, 0.73] empty.
@@ -175,7 +134,6 @@ def test_points_are_drawn_on_the_cpu_and_moved_to_the_queries():
         (dict(proposals=1), "points.proposals must be True or False, got 1"),
         *[(dict(distribution=bad), "points.distribution") for bad in ("gauss", None, 1)],
         *[(dict(seed=bad), "points.seed") for bad in (1.5, "0", True)],
-        *[(dict(jitter=bad), "points.jitter") for bad in (-0.1, True, "0.4", None, float("nan"))],
         (dict(num_general=0, specific=False), "nothing to distil"),
     ],
 )

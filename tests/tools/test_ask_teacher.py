@@ -143,17 +143,6 @@ def test_a_trained_student_is_asked_as_well(tool, config, teacher_checkpoint):
         tool.ask(config, 7, 0, "no such file")
 
 
-def test_jittered_queries_are_asked_where_the_config_has_them(tool, config, teacher_checkpoint):
-    config = config.copy()
-    config.model.student = dino_config(**TEACHER)
-    config.model.points = dict(num_general=0, jitter=0.5)
-    rows = tool.ask(config, 7, 0, teacher_checkpoint)
-    moved = rows["its own queries, jittered"]
-    assert moved == rows["student at the teacher's queries, jittered"]
-    assert moved["to move"] != rows["its own queries"]["to move"]
-    assert len(rows) == 2 + 3 + 5 * 4
-
-
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
 def test_a_two_stage_student_is_asked_at_proposals_and_ground_truth(
     tool, config, tmp_path, kind, monkeypatch
