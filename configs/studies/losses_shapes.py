@@ -1,4 +1,4 @@
-# Class term, weights and normalisation at points, on the demo's generated images.
+# Class term and weights at points, on the demo's generated images.
 title = "Losses at points: DINO on generated images"
 seeds = [0, 1, 2, 3, 4]
 data = dict(train=600, val=150, size=(128, 96))
@@ -16,7 +16,7 @@ teachers = dict(
 )
 
 
-def _distilled(title, class_term, cls, l1, giou, normalize="weight"):
+def _distilled(title, class_term, cls, l1, giou):
     return dict(
         title=title,
         config="configs/demo/kd-detr_dino.py",
@@ -25,7 +25,6 @@ def _distilled(title, class_term, cls, l1, giou, normalize="weight"):
             "model.distill_loss.cls_weight": cls,
             "model.distill_loss.l1_weight": l1,
             "model.distill_loss.giou_weight": giou,
-            "model.distill_loss.normalize": normalize,
         },
         teacher="dino",
         baseline="alone",
@@ -36,13 +35,5 @@ runs = dict(
     alone=dict(title="alone", config="configs/demo/dino_alone.py"),
     softmax=_distilled("softmax KL, 1 / 5 / 2", "softmax", 1.0, 5.0, 2.0),
     bernoulli=_distilled("Bernoulli KL, 1 / 5 / 2", "bernoulli", 1.0, 5.0, 2.0),
-    bernoulli_points=_distilled(
-        "Bernoulli KL, 1 / 5 / 2, divided by the number of points",
-        "bernoulli",
-        1.0,
-        5.0,
-        2.0,
-        normalize="points",
-    ),
     bernoulli_heavy=_distilled("Bernoulli KL, 8 / 20 / 8", "bernoulli", 8.0, 20.0, 8.0),
 )
