@@ -226,9 +226,10 @@ CHECKS = {
 def sources() -> dict[str, str]:
     """Where each operator comes from; empty where the package does not import."""
     try:
-        return importlib.import_module("kd_detr_mmdet.mmcv_ops").operator_sources()
-    except Exception:
+        operators = import_or_problem("kd_detr_mmdet.mmcv_ops")
+    except Problem:  # the checks of the package and of the operators have told it
         return {}
+    return operators.operator_sources()
 
 
 def main() -> int:
