@@ -27,9 +27,13 @@ def _weights(cls, l1, giou):
     return {f"model.distill_loss.{term}_weight": weight for term, weight in weights.items()}
 
 
-def _pairing(strategy):
-    pairs = {"model.points._delete_": True, "model.points.type": "QueryPairing"}
-    return {**pairs, "model.points.strategy": strategy, **_no_rebalance}
+def _pairing(strategy, rebalance=False):
+    return {
+        "model.points._delete_": True,
+        "model.points.type": "QueryPairing",
+        "model.points.strategy": strategy,
+        "model.distill_loss.rebalance": rebalance,
+    }
 
 
 _table = dict(
@@ -37,6 +41,9 @@ _table = dict(
     similar_foreground=("similar foreground", _pairing("similar_foreground")),
     similar_general=("similar general", _pairing("similar_general")),
     hungarian=("Hungarian", _pairing("hungarian")),
+    # What is it that teaches, the shared points or the rebalance at the teacher's queries?
+    inconsistent_rebalance=("inconsistent, rebalance", _pairing("inconsistent", rebalance=True)),
+    hungarian_rebalance=("Hungarian, rebalance", _pairing("hungarian", rebalance=True)),
     general=("general points", _general),
     specific=("specific points", _specific),
     both=("general and specific points", {}),
