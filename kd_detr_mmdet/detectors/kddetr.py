@@ -243,7 +243,9 @@ class KDDETR(BaseDetector):
                 else:
                     target = teacher.answer(teacher_record, points, None, looks)
             target = self.class_map.of_teacher(target)
-            labels = self.class_map.student_labels(target.cls_scores[-1].argmax(-1))
+            scores = target.cls_scores[-1]
+            classes = scores[..., :-1] if target.has_background else scores
+            labels = self.class_map.student_labels(classes.argmax(-1))
             answer = student.answer(student_record, points, labels, looks)
             yield name, self.class_map.of_student(answer), target, None
         if self.point_generator.proposals:
@@ -431,6 +433,14 @@ def check_places(model: KDDETR) -> None:
             f"points.proposals compares what two encoders propose, which "
             f"{type(model.student).__name__} and {type(model.teacher).__name__} do not do alike: "
             "it is for pairs of DINO and DDQ-DETR, or of two-stage Deformable DETR"
+        )
+    weights = getattr(model.distill_loss, "weights", {})
+    silent = getattr(model.distill_loss, "class_term", None) == "softmax" and weights.get("cls")
+    if model.point_generator.proposals and student.proposes == "object" and silent:
+        raise ConfigError(
+            f"distill_loss.class_term='softmax' compares classes with each other, and of what "
+            f"{type(model.student).__name__} proposes there is one score only, for any object: "
+            "use 'bernoulli', or points.proposals=False"
         )
     if model.point_generator.proposals and model.teacher_at_work.scale != 1:
         raise ConfigError(

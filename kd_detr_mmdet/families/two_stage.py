@@ -10,6 +10,7 @@ from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox2roi
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..points.coordinates import pixel_corners, relative_boxes
 from ..points.distill_points import Answer, DistillPoints
@@ -196,7 +197,8 @@ class TwoStageFamily(Family):
     def _predictions(self, record: Record, corners: list[Tensor], *stage: int) -> tuple:
         """Class scores and box deltas (n, ...) at corners in pixels, all images' in one row."""
         roi_head = self.detector.roi_head
-        out = roi_head._bbox_forward(*stage, record["features"], bbox2roi(corners))
+        with _running_statistics(roi_head):
+            out = roi_head._bbox_forward(*stage, record["features"], bbox2roi(corners))
         return out["cls_score"], out["bbox_pred"]
 
     def _known_or_predicted(self, record: Record, corners: list[Tensor], rois: Tensor) -> tuple:
@@ -211,3 +213,20 @@ class TwoStageFamily(Family):
             asked = self._predictions(record, [boxes[n] for boxes, n in zip(corners, new)])
             known = [torch.cat(both) for both in zip(known, asked)]
         return tuple(of_all[row.flatten()] for of_all in known)
+
+
+@contextmanager
+def _running_statistics(module: nn.Module) -> Iterator[None]:
+    """Within the context, batch norms take the statistics they have, and learn none.
+
+    Those of the points are not those of the RoIs that the detector works on, and a synchronised
+    batch norm would wait for ranks that have nothing to ask.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

@@ -11,6 +11,7 @@ from .generator import DistillPointGenerator
 
 BOXES = ("sampled", "proposals", "anchors")
 FOREGROUND_IOU = 0.5
+ROUNDING = 1e-5  # as a share of the image, of boxes that end at its border
 
 
 @TASK_UTILS.register_module()
@@ -98,15 +99,17 @@ class CoordinateSampler(DistillPointGenerator):
         places = torch.empty_like(filling)
         rois = places.new_full(places.shape[:2], -1, dtype=torch.long)
         for image, (own, truth) in enumerate(zip(boxes, ground_truth)):
-            own, which = _within(own.detach().float())
-            truth, _ = _within(truth.detach().float())
+            own, which, whole = _within(own.detach().float())
+            truth, _, _ = _within(truth.detach().float())
             first = truth[: self.max_points] if self.add_ground_truth else truth[:0]
             if len(first):  # the loss samples the ground truth as well: no point counts twice
                 other = ~(own[:, None] == first).all(-1).any(1)
-                own, which = own[other], which[other]
+                own, which, whole = own[other], which[other], whole[other]
             picked = self._pick(own, truth, len(first), generator)
             places[image] = torch.cat([first, own[picked], filling[image]])[: self.max_points]
-            rois[image, len(first) : len(first) + len(picked)] = which[picked]
+            # What was cut is no longer the RoI that it was.
+            known = torch.where(whole, which, -1)[picked]
+            rois[image, len(first) : len(first) + len(picked)] = known
         return DistillPoints(places, rois=rois if self.boxes == "sampled" else None)
 
     def _pick(self, own: Tensor, truth: Tensor, taken: int, generator: torch.Generator) -> Tensor:
@@ -149,10 +152,16 @@ def objects_at(boxes: Tensor, truth: Tensor) -> Tensor:
     return torch.where(best >= FOREGROUND_IOU, which, -1)
 
 
-def _within(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes cxcywh cut to the image, beyond which anchors reach, and which of them lie in it."""
-    corners = bbox_cxcywh_to_xyxy(boxes).clamp(0, 1)
-    sizes = corners[:, 2:] - corners[:, :2]
-    cut = torch.cat([corners[:, :2] + sizes / 2, sizes], -1)
+def _within(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes cxcywh cut to the image, beyond which anchors reach: all that lie in it at all.
+
+    Returns:
+        tuple: The boxes, their indices in ``boxes``, and whether nothing was cut off.
+    """
+    corners = bbox_cxcywh_to_xyxy(boxes)
+    inside = corners.clamp(0, 1)
+    whole = (corners - inside).abs().amax(-1) < ROUNDING
+    sizes = inside[:, 2:] - inside[:, :2]
+    cut = torch.cat([inside[:, :2] + sizes / 2, sizes], -1)
     which = (sizes > 0).all(-1).nonzero()[:, 0]
-    return cut[which], which
+    return cut[which], which, whole[which]

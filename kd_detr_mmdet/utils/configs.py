@@ -16,6 +16,21 @@ def is_kd_model(model: dict) -> bool:
     return model.get("type") == "KDDETR"
 
 
+def check_optimizer(cfg: Config) -> None:
+    """Refuse an optimiser constructor that looks for parts of a detector in the distillation.
+
+    Raises:
+        ConfigError: With what to do instead.
+    """
+    constructor = (cfg.get("optim_wrapper") or {}).get("constructor") or ""
+    if str(constructor).endswith("LearningRateDecayOptimizerConstructor"):
+        raise ConfigError(
+            f"optim_wrapper.constructor={constructor!r} goes by the names of a detector's own "
+            "parts, and in a distillation they begin with 'student.': leave it out, and set "
+            "learning rates by paramwise_cfg.custom_keys"
+        )
+
+
 def names_config(source: object) -> bool:
     """Whether this is no config, but a dict that holds one under ``config``."""
     return isinstance(source, dict) and "config" in source and not {"type", "model"} & set(source)

@@ -336,7 +336,7 @@ class Task:
         arguments = [TRAIN, str(ROOT / self.run.config), "--work-dir", str(self.folder)]
         resumes = (self.folder / "last_checkpoint").is_file()
         if resumes:
-            arguments.append("--resume")
+            arguments += ["--resume", str(self.checkpoint())]  # wherever it was moved to
         arguments += ["--cfg-options", *(option(key, value) for key, value in options.items())]
         self.job = Job(str(self), arguments, self.folder / "train.log")
         return "resumes" if resumes else "starts"

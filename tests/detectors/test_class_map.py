@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config, random_checkpoint, two_stage_config
+from conftest import TEACHER, build, detr_config, dino_config, random_checkpoint, two_stage_config
 
 from kd_detr_mmdet.detectors.class_map import ClassMap
 from kd_detr_mmdet.hooks.report_hook import check_classes
@@ -90,6 +90,16 @@ def test_a_teacher_of_seven_classes_teaches_four(tmp_path, batch, kind):
     if kind == "dino":  # the class that the teacher does not know is left to the detection loss
         gradient = kd.student.bbox_head.cls_branches[1].bias.grad
         assert gradient[[0, 2, 3]].all() and gradient[1] == 0
+
+
+def test_a_background_that_the_teacher_is_sure_of_is_no_class(pair, batch):
+    model = pair(
+        detr_config(), detr_config(num_classes=7), points=dict(num_general=0), class_map="names"
+    )
+    model.class_map.resolve(("cat", "tree", "dog", "person"), COCO)
+    model.teacher.bbox_head.fc_cls.bias.data[-1] = 50.0
+    losses = model.train()(**batch(model), mode="loss")
+    assert losses["kd_loss_specific_cls"] > 0
 
 
 def test_more_classes_without_a_map_are_refused_with_the_remedy(tmp_path, kd_config):

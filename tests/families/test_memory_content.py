@@ -32,13 +32,14 @@ def test_the_place_of_a_box_in_the_memory(record):
             [0.99, 0.99, 0.9, 0.9],  # the last level there is: column 2, row 1 -> 24 + 1 * 3 + 2
             [1.0, 1.0, 0.05, 0.05],  # the border belongs to the last place
             [0.0, 0.0, 0.1, 0.1],  # a side of 0.05 * 2: level 1
+            [0.0, 0.0, 0.08, 0.08],  # 0.05 * 2 ** 0.68: nearest to level 1
         ]
     ).expand(2, -1, -1)
     content = family.content_at(DistillPoints(boxes), record)
-    assert content[0, :, 0].tolist() == [15, 29, 23, 24]
+    assert content[0, :, 0].tolist() == [15, 29, 23, 24, 24]
     # Half of the second image's width: column 0.5 * 0.5 * 6 = 1, at the right border 3 and 1.
-    assert content[1, :, 0].tolist() == [113, 128, 121, 124]
-    assert content.shape == (2, 4, DINO_WIDTH)
+    assert content[1, :, 0].tolist() == [113, 128, 121, 124, 124]
+    assert content.shape == (2, 5, DINO_WIDTH)
 
 
 def test_ddq_maps_it_as_it_maps_its_own_queries(record):

@@ -66,6 +66,33 @@ def test_pairs_that_do_not_propose_alike_are_refused(pair, student, teacher):
         pair(student, teacher, points=ONLY)
 
 
+def test_one_score_for_any_object_needs_a_class_term_that_speaks_of_it(pair):
+    loss = dict(class_term="softmax")
+    with pytest.raises(ConfigError, match="class_term='softmax' .* one score only"):
+        pair(TWO_STAGE, TWO_STAGE, points=ONLY, distill_loss=loss)
+    pair(TWO_STAGE, TWO_STAGE, points=ONLY, distill_loss=dict(loss, cls_weight=0))
+    pair(dino_config(), dino_config(), points=ONLY, distill_loss=loss)
+
+
+def test_places_in_the_padding_do_not_count(pair, batch, monkeypatch):
+    model = pair(dino_config(), dino_config(), points=ONLY)
+    data, asked = batch(model), model.teacher_family.proposals
+
+    def losses(change):
+        def proposals(record):
+            answer, valid = asked(record)
+            assert 0 < valid.sum() < valid.numel()
+            where = valid if change == "valid" else ~valid
+            return answer._replace(cls_scores=answer.cls_scores + 5.0 * where[..., None]), valid
+
+        if change:
+            monkeypatch.setattr(model.teacher_family, "proposals", proposals)
+        model.student.backbone.eval()  # batch statistics would not stay as they are
+        return model(**data, mode="loss")["kd_loss_proposals_cls"]
+
+    assert losses(None) == losses("padding") != losses("valid")
+
+
 def test_other_feature_levels_are_refused(pair, batch):
     model = pair(dino_config(), dino_config(levels=3), points=ONLY)
     with pytest.raises(ConfigError, match="places and the teacher's .* the same feature levels"):

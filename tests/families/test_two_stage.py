@@ -293,6 +293,23 @@ def test_what_the_loss_has_said_of_a_roi_is_not_asked_again(kind, max_points, fi
         torch.testing.assert_close(places[which >= 0], rois[which[which >= 0]], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("points", [dict(num_general=30), dict(type="CoordinateSampler")])
+def test_batch_norms_of_a_box_head_learn_nothing_at_points(pair, points):
+    student = two_stage_config("faster_rcnn")
+    student.roi_head.bbox_head.update(
+        type="Shared4Conv1FCBBoxHead", conv_out_channels=8, norm_cfg=dict(type="BN")
+    )
+    model = pair(student, DINO, points=points)
+    plain = build(student)
+    plain.load_state_dict(model.state_dict())
+    data = demo_batch(model)
+    ours, theirs = losses_of(model, data), losses_of(plain, data)
+    assert all(same_values(ours[name], theirs[name]) for name in theirs)
+    assert all(map(torch.equal, model.state_dict().values(), plain.state_dict().values()))
+    norms = [m for m in model.student.roi_head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 4 and all(norm.training for norm in norms)
+
+
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_each_stage_of_a_cascade_looks_where_the_one_before_has_found_something(agnostic):
     cfg = two_stage_config("cascade_rcnn")

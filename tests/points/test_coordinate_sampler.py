@@ -59,6 +59,16 @@ def test_points_know_which_sampled_rois_they_are(boxes, add_ground_truth):
         torch.testing.assert_close(places[known], boxes_of_image[rois[known]])
 
 
+def test_a_roi_that_was_cut_is_asked_anew():
+    # The loss may sample ground truth that reaches out of the image; ending at its border is none.
+    own = torch.tensor([[0.95, 0.5, 0.2, 0.2], [0.9, 0.5, 0.2, 0.2], [1 / 3, 0.5, 2 / 3, 1.0]])
+    points = sampler(boxes="sampled", max_points=3).sample([own], [NONE], (0, 0))
+    cut = (points.boxes[0] - torch.tensor([0.925, 0.5, 0.15, 0.2])).abs().amax(-1) < 1e-6
+    assert cut.sum() == 1
+    assert points.rois[0][cut].tolist() == [-1]
+    assert sorted(points.rois[0][~cut].tolist()) == [1, 2]
+
+
 @pytest.mark.parametrize("boxes", ["sampled", "anchors"])
 def test_of_more_boxes_some_are_drawn(boxes):
     own = [GRID, GRID.flip(0)]

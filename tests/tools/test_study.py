@@ -369,10 +369,12 @@ def test_an_interrupted_run_is_resumed(write, run, calls, tmp_path):
     folder = tmp_path / "work/alone/seed-0"
     (folder / "result.json").unlink()
     (folder / "epoch_1.pth").write_text("earlier")
+    (folder / "last_checkpoint").write_text("/where/it/was/epoch_2.pth")  # moved since
     code, _, out = run(path)
     assert code == 0
     assert out.startswith("alone, seed 0: resumes\n")
-    assert calls()[2] == "begin alone seed-0 --resume --cfg-options randomness.seed=0"
+    resume = f"--resume {folder / 'epoch_2.pth'}"
+    assert calls()[2] == f"begin alone seed-0 {resume} --cfg-options randomness.seed=0"
     assert (folder / "result.json").exists()
     assert [path.name for path in folder.glob("*.pth")] == ["epoch_2.pth"]
 

@@ -135,6 +135,10 @@ def test_other_class_names_than_the_teachers(write_config, run, tmp_path):
         ({"model.student.bbox_head.num_classes": 5}, "same classes"),
         ({"model.distill_loss": dict(layer="last")}, "layer"),
         ({"model.pionts": dict(num_general=1)}, "pionts"),
+        (
+            {"optim_wrapper.constructor": "LearningRateDecayOptimizerConstructor"},
+            "leave it out, and set learning rates by paramwise_cfg.custom_keys",
+        ),
     ],
 )
 def test_bad_options(write_config, run, options, told):
