@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES_TOLD = 20  # of a failed job's log
@@ -26,10 +27,16 @@ class Job:
         arguments: Of the Python interpreter; paths are relative to the repository's root.
         log: File for its output.
         work_dir: Where the run logs its evaluations, to show its progress.
+        locks: Open files that the process keeps open, and with them their locks.
     """
 
     def __init__(
-        self, title: str, arguments: list[str], log: Path, work_dir: Path | None = None
+        self,
+        title: str,
+        arguments: list[str],
+        log: Path,
+        work_dir: Path | None = None,
+        locks: Iterable[IO] = (),
     ) -> None:
         self.title, self.log, self.work_dir = title, log, work_dir
         threads = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
@@ -40,6 +47,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **threads},
                 cwd=ROOT,
+                pass_fds=[lock.fileno() for lock in locks],
             )
 
     def failure(self) -> str | None:

@@ -6,6 +6,7 @@ A study file is read with :func:`read_study` and its runs are trained by :func:`
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from mmengine.config import Config, DictAction
 
@@ -253,6 +255,7 @@ class Task:
     data: dict | None = None
     teacher: "Task | None" = None
     job: Job | None = field(default=None, repr=False)
+    lock: IO | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return f"{self.run.name}, seed {self.seed}"
@@ -315,7 +318,7 @@ class Task:
 
         Raises:
             ConfigError: If the teacher's checkpoint is missing or is another one than at the first
-                start.
+                start, or if another process trains in the folder.
         """
         options = {**self.run.options, "randomness.seed": self.seed}
         settings = self.settings()
@@ -328,6 +331,7 @@ class Task:
             options[TEACHER_OPTION] = str(self.teacher.checkpoint())
         self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
         started, commits = self.folder / "started.json", []
         if started.is_file():
             commits = read_json(started)["commits"]
@@ -338,8 +342,24 @@ class Task:
         if resumes:
             arguments += ["--resume", str(self.checkpoint())]  # wherever it was moved to
         arguments += ["--cfg-options", *(option(key, value) for key, value in options.items())]
-        self.job = Job(str(self), arguments, self.folder / "train.log")
+        self.job = Job(str(self), arguments, self.folder / "train.log", locks=[self.lock])
         return "resumes" if resumes else "starts"
+
+    def _lock(self) -> None:
+        """Keep others out; training holds the lock as well, and may outlive a study that is killed.
+
+        Raises:
+            ConfigError: If another process has it.
+        """
+        self.lock = open(self.folder / "lock", "w")  # noqa: SIM115  (until the run is finished)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.lock.close()
+            raise ConfigError(
+                f"{self}: another process trains in {self.folder}: wait until it is through, or "
+                "give another --work-dir"
+            ) from error
 
     def advance(self) -> bool:
         """Go on after the process has ended; returns whether the run is finished.
@@ -391,6 +411,7 @@ class Task:
         for path in self.folder.glob("*.pth"):
             if path != self.checkpoint():
                 path.unlink()
+        self.lock.close()
 
 
 def make_tasks(study: Study, work_dir: Path) -> list[Task]:
@@ -472,6 +493,7 @@ def train_all(
     failures: list[str] = []
     try:
         while running or (waiting and not failures):
+            waiting = [t for t in waiting if t.result() is None]  # another process may be at it too
             ready = [t for t in waiting if t.teacher is None or t.teacher.result() is not None]
             for task in ready[: jobs - len(running)] if not failures else ():
                 waiting.remove(task)

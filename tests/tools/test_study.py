@@ -379,6 +379,37 @@ def test_an_interrupted_run_is_resumed(write, run, calls, tmp_path):
     assert [path.name for path in folder.glob("*.pth")] == ["epoch_2.pth"]
 
 
+def test_two_studies_do_not_train_one_run(write, run, tmp_path):
+    path = write(runs={"alone": dict(config=str(tmp_path / "hang.py"))})
+    tasks = [make_tasks(read_study(path), tmp_path / "work")[0] for _ in range(2)]
+    tasks[0].start()
+    tasks[0].lock.close()  # as if the study were killed: what it has started goes on
+    try:
+        with pytest.raises(ConfigError, match="alone, seed 0: another process trains in .*: wait"):
+            tasks[1].start()
+    finally:
+        for task in tasks:
+            if task.job:
+                task.job.process.kill()
+                task.job.process.wait()
+    (tmp_path / "hang.py").write_text("# quick")
+    assert run(path)[0] == 0
+
+
+def test_what_another_study_has_finished_meanwhile_is_not_trained(write, run, calls, tmp_path):
+    runs = {name: dict(config=str(tmp_path / "slow.py")) for name in ("first", "second")}
+    path = write(runs=runs)
+    assert run(path)[0] == 0
+    first, second = (tmp_path / "work" / name / "seed-0/result.json" for name in runs)
+    done = second.read_text()
+    for result in (first, second):
+        result.unlink()
+    before = calls()
+    tasks = make_tasks(read_study(path), tmp_path / "work")
+    assert train_all(tasks, 1, lambda: None, lambda: second.write_text(done)) == []
+    assert [line.split()[1] for line in calls()[len(before) :]] == ["first"] * 2
+
+
 def test_a_failed_run_is_told_and_the_other_one_ends_well(write, run, calls, tmp_path):
     runs = {
         name: dict(config=str(tmp_path / f"{does}.py"))
@@ -567,7 +598,7 @@ def real(tmp_path, monkeypatch):
 class JobHere:
     """Does what a job does in this process: to start another one takes longer than all the rest."""
 
-    def __init__(self, title, arguments, log, work_dir=None):
+    def __init__(self, title, arguments, log, work_dir=None, locks=()):
         self.title, self.log = title, log
         sys.argv = list(arguments)
         DetLocalVisualizer._instance_dict.clear()  # MMEngine keeps one for a whole process
