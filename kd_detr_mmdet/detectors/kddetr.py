@@ -243,9 +243,7 @@ class KDDETR(BaseDetector):
                 else:
                     target = teacher.answer(teacher_record, points, None, looks)
             target = self.class_map.of_teacher(target)
-            scores = target.cls_scores[-1]
-            classes = scores[..., :-1] if target.has_background else scores
-            labels = self.class_map.student_labels(classes.argmax(-1))
+            labels = self.class_map.student_labels(target.labels)
             answer = student.answer(student_record, points, labels, looks)
             yield name, self.class_map.of_student(answer), target, None
         if self.point_generator.proposals:
@@ -381,18 +379,24 @@ def check_single_class(model: KDDETR) -> None:
     Raises:
         ConfigError: With what to set instead.
     """
-    loss = model.distill_loss  # or one of the user's own, without these options
-    if not getattr(loss, "weights", {}).get("cls") or model.teacher_family.has_background:
+    if model.teacher_family.has_background:
         return
     if model.student_family.has_background:
         option, silent, others = "class_bridge", "foreground", "'posterior' or 'binary'"
     else:
         option, silent, others = "class_term", "softmax", "'bernoulli'"
-    if getattr(loss, option, None) == silent:
+    if teaches_classes_by(model, option, silent):
         raise ConfigError(
             f"distill_loss.{option}={silent!r} teaches which class an object is of, and there is "
             f"one class only: use {others}, or cls_weight=0 to distil boxes alone"
         )
+
+
+def teaches_classes_by(model: KDDETR, option: str, value: str) -> bool:
+    """Whether the distillation loss has a class term, and its option this value."""
+    loss = model.distill_loss  # or one of the user's own, without these options
+    weighted = getattr(loss, "weights", {}).get("cls")
+    return bool(weighted) and getattr(loss, option, None) == value
 
 
 def check_queries(model: KDDETR) -> None:
@@ -434,9 +438,8 @@ def check_places(model: KDDETR) -> None:
             f"{type(model.student).__name__} and {type(model.teacher).__name__} do not do alike: "
             "it is for pairs of DINO and DDQ-DETR, or of two-stage Deformable DETR"
         )
-    weights = getattr(model.distill_loss, "weights", {})
-    silent = getattr(model.distill_loss, "class_term", None) == "softmax" and weights.get("cls")
-    if model.point_generator.proposals and student.proposes == "object" and silent:
+    one_score = model.point_generator.proposals and student.proposes == "object"
+    if one_score and teaches_classes_by(model, "class_term", "softmax"):
         raise ConfigError(
             f"distill_loss.class_term='softmax' compares classes with each other, and of what "
             f"{type(model.student).__name__} proposes there is one score only, for any object: "

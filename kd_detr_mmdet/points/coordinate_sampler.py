@@ -99,17 +99,15 @@ class CoordinateSampler(DistillPointGenerator):
         places = torch.empty_like(filling)
         rois = places.new_full(places.shape[:2], -1, dtype=torch.long)
         for image, (own, truth) in enumerate(zip(boxes, ground_truth)):
-            own, which, whole = _within(own.detach().float())
-            truth, _, _ = _within(truth.detach().float())
+            own, which = _within(own.detach().float())
+            truth, _ = _within(truth.detach().float())
             first = truth[: self.max_points] if self.add_ground_truth else truth[:0]
             if len(first):  # the loss samples the ground truth as well: no point counts twice
                 other = ~(own[:, None] == first).all(-1).any(1)
-                own, which, whole = own[other], which[other], whole[other]
+                own, which = own[other], which[other]
             picked = self._pick(own, truth, len(first), generator)
             places[image] = torch.cat([first, own[picked], filling[image]])[: self.max_points]
-            # What was cut is no longer the RoI that it was.
-            known = torch.where(whole, which, -1)[picked]
-            rois[image, len(first) : len(first) + len(picked)] = known
+            rois[image, len(first) : len(first) + len(picked)] = which[picked]
         return DistillPoints(places, rois=rois if self.boxes == "sampled" else None)
 
     def _pick(self, own: Tensor, truth: Tensor, taken: int, generator: torch.Generator) -> Tensor:
@@ -152,16 +150,17 @@ def objects_at(boxes: Tensor, truth: Tensor) -> Tensor:
     return torch.where(best >= FOREGROUND_IOU, which, -1)
 
 
-def _within(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes cxcywh cut to the image, beyond which anchors reach: all that lie in it at all.
+def _within(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes cxcywh cut to the image, beyond which anchors reach, and which of them lie in it.
 
     Returns:
-        tuple: The boxes, their indices in ``boxes``, and whether nothing was cut off.
+        tuple: The boxes, and their indices in ``boxes``, -1 where something was cut off: that is
+            no longer the box that it was.
     """
     corners = bbox_cxcywh_to_xyxy(boxes)
     inside = corners.clamp(0, 1)
-    whole = (corners - inside).abs().amax(-1) < ROUNDING
     sizes = inside[:, 2:] - inside[:, :2]
     cut = torch.cat([inside[:, :2] + sizes / 2, sizes], -1)
     which = (sizes > 0).all(-1).nonzero()[:, 0]
-    return cut[which], which, whole[which]
+    whole = (corners - inside)[which].abs().amax(-1) < ROUNDING
+    return cut[which], torch.where(whole, which, -1)

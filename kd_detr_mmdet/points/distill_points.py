@@ -20,6 +20,12 @@ class Answer(NamedTuple):
     boxes: Tensor
     has_background: bool = False
 
+    @property
+    def labels(self) -> Tensor:
+        """The class that the last layer finds most likely, whatever the background: (bs, M)."""
+        scores = self.cls_scores[-1]
+        return (scores[..., :-1] if self.has_background else scores).argmax(-1)
+
 
 @dataclass(frozen=True, eq=False)
 class DistillPoints:

@@ -172,9 +172,7 @@ def _of_image(answer: Answer, image: int) -> Answer:
 def _as_objects(answer: Answer, meta: dict) -> InstanceData:
     """A model's predictions as ground truth, boxes in pixels."""
     boxes = pixel_corners(answer.boxes[-1].float(), meta["img_shape"])
-    scores = answer.cls_scores[-1]
-    scores = scores[..., :-1] if answer.has_background else scores
-    return InstanceData(bboxes=boxes, labels=scores.argmax(-1))
+    return InstanceData(bboxes=boxes, labels=answer.labels)
 
 
 def _one_hot(indices: Tensor, size: int) -> Tensor:

@@ -493,10 +493,11 @@ def train_all(
     failures: list[str] = []
     try:
         while running or (waiting and not failures):
-            waiting = [t for t in waiting if t.result() is None]  # another process may be at it too
             ready = [t for t in waiting if t.teacher is None or t.teacher.result() is not None]
             for task in ready[: jobs - len(running)] if not failures else ():
                 waiting.remove(task)
+                if task.result() is not None:  # another process was at it as well
+                    continue
                 try:
                     print(f"{task}: {task.start()}", flush=True)
                 except ConfigError as error:
