@@ -62,8 +62,14 @@ _table = dict(
 )
 
 
-def _family(name, title, alone, distilled, teacher, schedule):
-    rows = {name: dict(title=f"{title} alone", config=alone, options=schedule)}
+def _family(name, title, alone, distilled, teacher, schedule, longer):
+    rows = {
+        name: dict(title=f"{title} alone", config=alone, options=schedule),
+        # As long as a distilled one takes.
+        f"{name}_longer": dict(
+            title=f"{title} alone, twice as long", config=alone, options={**schedule, **longer}
+        ),
+    }
     for key, (what, options) in _table.items():
         rows[f"{name}_{key}"] = dict(
             title=f"{title}: {what}",
@@ -71,6 +77,7 @@ def _family(name, title, alone, distilled, teacher, schedule):
             options={**schedule, **_weights(1.0, 5.0, 2.0), **options},
             teacher=teacher,
             baseline=name,
+            same_time=[name, f"{name}_longer"],
         )
     return rows
 
@@ -83,6 +90,7 @@ runs = dict(
         "configs/demo/kd-detr_dino.py",
         "dino_teacher",
         {},
+        {"train_cfg.max_epochs": 16, "param_scheduler.1.milestones": [12]},
     ),
     **_family(
         "dab",
@@ -91,5 +99,6 @@ runs = dict(
         "configs/tiny/kd-detr_dab.py",
         "dab_teacher",
         _dab,
+        {"train_cfg.max_epochs": 32, "param_scheduler.1.milestones": [24]},
     ),
 )
