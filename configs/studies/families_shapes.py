@@ -1,4 +1,4 @@
-# Every family alone and distilled by a DINO, two of them by a stronger model of their own as well.
+# Every family alone and distilled by a DINO and by a stronger model of its own.
 title = "Families: tiny detectors on generated images"
 seeds = [0, 1, 2, 3, 4]
 data = dict(train=600, val=150, size=(128, 96))
@@ -18,6 +18,8 @@ teachers = dict(
     dino=dict(config="configs/demo/dino_teacher.py", options=_long),
     dab_teacher=dict(config="configs/tiny/dab_teacher.py", options=_long),
     deformable_teacher=dict(config="configs/tiny/deformable_teacher.py", options=_long),
+    conditional_teacher=dict(config="configs/tiny/conditional_teacher.py", options=_long),
+    ddq_teacher=dict(config="configs/tiny/ddq_teacher.py", options=_long),
 )
 
 _own = {"model.student_content": "blank", "model.blank_content": "nearest"}
@@ -60,4 +62,6 @@ runs = dict(
     ddq_dino_general=_distilled("ddq", "DDQ-DETR", general=True),
     dab_own=_distilled("dab", "DAB-DETR", "dab_teacher"),
     deformable_own=_distilled("deformable", "Deformable DETR", "deformable_teacher"),
+    conditional_own=_distilled("conditional", "Conditional DETR", "conditional_teacher"),
+    ddq_own=_distilled("ddq", "DDQ-DETR", "ddq_teacher"),
 )
