@@ -61,6 +61,10 @@ _table = dict(
         {"model.distill_loss.normalize": "images", **_weights(0.25, 1.25, 0.5)},
     ),
     softmax=("both, softmax KL", {"model.distill_loss.class_term": "softmax"}),
+    own_content=(
+        "both, the student's own content",
+        {"model.student_content": "blank", "model.blank_content": "nearest"},
+    ),
 )
 
 
