@@ -619,6 +619,23 @@ def collect(tasks: list[Task]) -> Results:
     return results
 
 
+def read_report(path: Path) -> dict:
+    """The content of a study's report.json.
+
+    Raises:
+        ConfigError: If it is missing, or no report.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no file {str(path)!r}: give the report.json of a study")
+    try:
+        report = json.loads(path.read_text())
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or not {"rows", "machine"} <= report.keys():
+        raise ConfigError(f"{path} is no report of tools/study.py: give its report.json")
+    return report
+
+
 def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> list[dict]:
     """Add the seeds of a report, trained elsewhere: on another machine, or by another checkpoint.
 
@@ -639,11 +656,7 @@ def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> li
         ConfigError: If it is no report, or tells of runs with other settings, or of seeds that are
             trained here or in ``results`` already.
     """
-    if not path.is_file():
-        raise ConfigError(f"--add: no file {str(path)!r}: give the report.json of another run")
-    report = read_json(path)
-    if not isinstance(report, dict) or not {"rows", "machine"} <= report.keys():
-        raise ConfigError(f"--add: {path} is no report of tools/study.py: give its report.json")
+    report = read_report(path)
     found = {
         (name, int(seed)): result
         for name, row in report["rows"].items()

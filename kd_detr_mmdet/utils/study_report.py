@@ -155,6 +155,38 @@ def interval(values: dict[int, float]) -> dict:
     return dict(mean=mean, low=low, high=high, seeds=count, per_seed=values)
 
 
+def ahead_of(report: dict, name: str) -> dict[str, dict]:
+    """How far ahead of one run the others are, at equal iterations.
+
+    Args:
+        report: Content of a report.json.
+        name: Of the run.
+
+    Returns:
+        dict: By run, the differences in AP of the seeds that both have finished, as
+            :func:`interval` tells them; without runs that share no such seed.
+
+    Raises:
+        ConfigError: If the report has no run of that name, or none to compare it with.
+    """
+    results = {name: row["results"] for name, row in report["rows"].items()}
+    if name not in results:
+        known = ", ".join(map(repr, results))
+        raise ConfigError(f"no run {name!r} in this report; it has {known}")
+    own, told = results.pop(name), {}
+    for other, by_seed in results.items():
+        gains = {
+            int(seed): 100 * (result["bbox_mAP"] - own[seed]["bbox_mAP"])
+            for seed, result in by_seed.items()
+            if seed in own and result["iterations"] == own[seed]["iterations"]
+        }
+        if gains:
+            told[other] = interval(dict(sorted(gains.items())))
+    if not told:
+        raise ConfigError(f"no other run has a seed and the iterations of {name!r}")
+    return told
+
+
 def seconds_to(goal: float, curve: list[dict]) -> float | None:
     """Seconds of training until an AP (0 to 1) was first reached; None for never."""
     return next((point["seconds"] for point in curve if point["bbox_mAP"] >= goal), None)

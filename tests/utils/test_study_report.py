@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.study import Run, Study
 from kd_detr_mmdet.utils.study_report import (
+    ahead_of,
     compare,
     interval,
     mean_curve,
@@ -129,6 +131,29 @@ def test_only_seeds_that_are_complete_count():
 def test_no_gain_at_equal_iterations_from_unequal_ones():
     other = run("both", baseline="longer", same_time=("longer",))
     assert compare(other, RESULTS)["equal_iterations"]["mean"] is None
+
+
+def test_any_two_runs_are_compared_in_pairs():
+    results = {
+        **RESULTS,
+        "other": {n: result((200, 30, ap)) for n, ap in ((5, 50), (1, 21), (0, 26))},
+    }
+    study = replace(STUDY, runs={**STUDY.runs, "other": run("other")})
+    report = json.loads(json.dumps(summarize(study, results)))  # as read from a file
+    told = ahead_of(report, "both")
+    # 26 - 28 and 21 - 17; seed 5 has no partner; "longer" and no other trained for 500 iterations.
+    assert told["other"]["per_seed"] == pytest.approx({0: -2, 1: 4})
+    assert list(told["other"]["per_seed"]) == [0, 1]
+    assert told["other"]["mean"] == pytest.approx(1)
+    # t(0.975, 1) = 12.7062; the standard error of -2 and 4 is 3.
+    assert told["other"]["low"] == pytest.approx(1 - 12.7062 * 3, abs=1e-3)
+    assert told["alone"]["per_seed"] == pytest.approx({0: -8, 1: 1})
+    assert set(told) == {"other", "alone", "dino"}
+    assert ahead_of(report, "alone")["both"]["per_seed"] == pytest.approx({0: 8, 1: -1})
+    with pytest.raises(ConfigError, match="no other run has a seed and the iterations of 'longer'"):
+        ahead_of(report, "longer")
+    with pytest.raises(ConfigError, match="no run 'bth' in this report; it has 'dino', 'alone'"):
+        ahead_of(report, "bth")
 
 
 def test_the_mean_curve_has_what_all_seeds_have():
