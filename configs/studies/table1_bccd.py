@@ -47,4 +47,8 @@ runs = dict(
     few=_distilled("10 general and specific points", {"model.points.num_general": 10}),
     many=_distilled("300 general and specific points", {"model.points.num_general": 300}),
     softmax=_distilled("both, softmax KL", {"model.distill_loss.class_term": "softmax"}),
+    own_content=_distilled(
+        "both, the student's own content",
+        {"model.student_content": "blank", "model.blank_content": "nearest"},
+    ),
 )
