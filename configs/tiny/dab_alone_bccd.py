@@ -3,18 +3,8 @@ _base_ = "./dab_alone.py"
 
 data_root = "data/bccd/"
 classes = ("Platelets", "RBC", "WBC")
-train_dataloader = dict(
-    dataset=dict(
-        data_root=data_root,
-        metainfo=dict(classes=classes),
-    )
-)
-val_dataloader = dict(
-    dataset=dict(
-        data_root=data_root,
-        metainfo=dict(classes=classes),
-    )
-)
+train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=dict(classes=classes)))
+val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=dict(classes=classes)))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator

@@ -141,7 +141,7 @@ def test_any_two_runs_are_compared_in_pairs():
     study = replace(STUDY, runs={**STUDY.runs, "other": run("other")})
     report = json.loads(json.dumps(summarize(study, results)))  # as read from a file
     told = ahead_of(report, "both")
-    # 26 - 28 and 21 - 17; seed 5 has no partner; "longer" and no other trained for 500 iterations.
+    # 26 - 28 and 21 - 17; seed 5 has no partner, and "longer" trained for other iterations.
     assert told["other"]["per_seed"] == pytest.approx({0: -2, 1: 4})
     assert list(told["other"]["per_seed"]) == [0, 1]
     assert told["other"]["mean"] == pytest.approx(1)
