@@ -636,6 +636,14 @@ def read_report(path: Path) -> dict:
     return report
 
 
+def results_of(report: dict) -> Results:
+    """The results in a report, as :func:`collect` gives them: JSON has strings for seeds."""
+    return {
+        name: {int(seed): result for seed, result in row["results"].items()}
+        for name, row in report["rows"].items()
+    }
+
+
 def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> list[dict]:
     """Add the seeds of a report, trained elsewhere: on another machine, or by another checkpoint.
 
@@ -657,18 +665,14 @@ def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> li
             trained here or in ``results`` already.
     """
     report = read_report(path)
-    found = {
-        (name, int(seed)): result
-        for name, row in report["rows"].items()
-        for seed, result in row["results"].items()
-    }
-    unknown = {name for name, _ in found} - {*study.runs, *study.teachers}
+    found = results_of(report)
+    unknown = found.keys() - {*study.runs, *study.teachers}
     if unknown:
         raise ConfigError(
             f"--add: {path} has the run {min(unknown)!r}, which {study.path} does not: it is of "
             "another study"
         )
-    seeds = sorted({seed for name, seed in found if name in study.runs})
+    seeds = sorted({seed for name in found if name in study.runs for seed in found[name]})
     here = {*study.seeds, *(seed for name in study.runs for seed in results.get(name, {}))}
     for seed in seeds:
         if seed in here:
@@ -678,7 +682,7 @@ def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> li
                 "here (--seeds)"
             )
     for task in make_tasks(replace(study, seeds=tuple(seeds)), work_dir):
-        result = found.get((task.run.name, task.seed))
+        result = found.get(task.run.name, {}).get(task.seed)
         if result is None:
             continue
         teacher = result["teacher"] and {**result["teacher"], "sha256": None}

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from .errors import ConfigError
-from .study import Results, Run, Study, write_atomically
+from .study import Results, Run, Study, results_of, write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -97,11 +97,9 @@ def compare(run: Run, results: Results) -> dict:
             ``reached`` of ``seeds``).
     """
     own, base = results.get(run.name, {}), results.get(run.baseline, {})
-    equal_iterations, equal_time, plateau, shares = {}, {}, {}, {}
+    equal_time, plateau, shares = {}, {}, {}
     for seed in sorted(own.keys() & base.keys()):
         mine, theirs = own[seed], base[seed]
-        if mine["iterations"] == theirs["iterations"]:
-            equal_iterations[seed] = 100 * (mine["bbox_mAP"] - theirs["bbox_mAP"])
         goal = theirs["best_bbox_mAP"]
         reached = seconds_to(goal, mine["curve"])
         shares[seed] = math.inf if reached is None else reached / seconds_to(goal, theirs["curve"])
@@ -124,7 +122,7 @@ def compare(run: Run, results: Results) -> dict:
     return dict(
         baseline=run.baseline,
         same_time=list(run.same_time),
-        equal_iterations=interval(equal_iterations),
+        equal_iterations=interval(paired_gains(own, base)),
         equal_time=interval(equal_time),
         plateau=interval(plateau),
         time_to_baseline=dict(
@@ -134,6 +132,15 @@ def compare(run: Run, results: Results) -> dict:
             seeds=len(shares),
         ),
     )
+
+
+def paired_gains(own: dict[int, dict], base: dict[int, dict]) -> dict[int, float]:
+    """Gains in AP of the seeds that two runs have finished after equal iterations."""
+    return {
+        seed: 100 * (own[seed]["bbox_mAP"] - base[seed]["bbox_mAP"])
+        for seed in sorted(own.keys() & base.keys())
+        if own[seed]["iterations"] == base[seed]["iterations"]
+    }
 
 
 def interval(values: dict[int, float]) -> dict:
@@ -169,19 +176,13 @@ def ahead_of(report: dict, name: str) -> dict[str, dict]:
     Raises:
         ConfigError: If the report has no run of that name, or none to compare it with.
     """
-    results = {name: row["results"] for name, row in report["rows"].items()}
+    results = results_of(report)
     if name not in results:
         known = ", ".join(map(repr, results))
         raise ConfigError(f"no run {name!r} in this report; it has {known}")
-    own, told = results.pop(name), {}
-    for other, by_seed in results.items():
-        gains = {
-            int(seed): 100 * (result["bbox_mAP"] - own[seed]["bbox_mAP"])
-            for seed, result in by_seed.items()
-            if seed in own and result["iterations"] == own[seed]["iterations"]
-        }
-        if gains:
-            told[other] = interval(dict(sorted(gains.items())))
+    base = results.pop(name)
+    ahead = {other: paired_gains(own, base) for other, own in results.items()}
+    told = {other: interval(by_seed) for other, by_seed in ahead.items() if by_seed}
     if not told:
         raise ConfigError(f"no other run has a seed and the iterations of {name!r}")
     return told
