@@ -25,6 +25,12 @@ from kd_detr_mmdet.utils.study import (
 from kd_detr_mmdet.utils.study_report import write_report
 
 
+def at_least_one(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="study file")
@@ -32,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         "--work-dir", type=Path, help="where runs are kept; work_dirs/study/<name of the file>"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's")
-    parser.add_argument("--jobs", type=int, choices=(1, 2), default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at a time, a core each")
     parser.add_argument(
         "--runs", nargs="+", metavar="NAME", help="train only these, and the teachers they need"
     )

@@ -76,10 +76,18 @@ def summarize(study: Study, results: Results, added: list[dict] = ()) -> dict:
         gains=gains,
         seeds=sorted({seed for name in study.runs for seed in results.get(name, {})}),
         commits=sorted(commits),
-        machine=f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}",
+        machine=machine(),
         command=f"python tools/study.py {study.path}",
         added=list(added),
     )
+
+
+def machine() -> str:
+    """This machine: processor, PyTorch, and the GPU if there is one to train on."""
+    parts = [platform.machine(), f"{os.cpu_count()} CPUs", f"torch {torch.__version__}"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
 
 
 def compare(run: Run, results: Results) -> dict:

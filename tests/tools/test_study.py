@@ -309,10 +309,19 @@ def test_trains_in_order_and_only_once(write, run, calls, tmp_path):
     assert calls() == before[0]
 
 
-def test_one_job_at_a_time(write, run, calls, tmp_path):
-    runs = {name: dict(config=str(tmp_path / "slow.py")) for name in "ab"}
-    assert run(write(runs=runs), "--jobs", 1)[0] == 0
-    assert [line.split()[0] for line in calls()] == ["begin", "end"] * 2
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_so_many_jobs_at_a_time(write, run, calls, tmp_path, jobs):
+    runs = {name: dict(config=str(tmp_path / "slow.py")) for name in "abc"}
+    assert run(write(runs=runs), "--jobs", jobs)[0] == 0
+    order = (["begin"] * jobs + ["end"] * jobs) * (3 // jobs)
+    assert [line.split()[0] for line in calls()] == order
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "1.5", "all"])
+def test_bad_numbers_of_jobs(write, run, calls, jobs):
+    code, err, _ = run(write(), f"--jobs={jobs}")
+    assert (code, calls()) == (2, [])
+    assert f"--jobs: must be an integer of at least 1, got '{jobs}'" in err
 
 
 @pytest.mark.parametrize("name", ["result.json", "started.json"])

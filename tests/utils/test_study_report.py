@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.study import Run, Study
@@ -12,6 +13,7 @@ from kd_detr_mmdet.utils.study_report import (
     ahead_of,
     compare,
     interval,
+    machine,
     mean_curve,
     summarize,
     write_report,
@@ -184,6 +186,14 @@ def test_tables(tmp_path):
     assert report["rows"]["alone"]["results"]["1"]["curve"][0]["seconds"] == 10
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "report.png"}
+
+
+def test_a_report_names_the_gpu(monkeypatch):
+    for available, told in ((False, False), (True, True)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
+        assert machine().endswith(", Some GPU") is told
+        assert f"torch {torch.__version__}" in machine()
 
 
 def test_one_seed_has_no_interval(tmp_path):
