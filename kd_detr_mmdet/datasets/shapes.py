@@ -119,7 +119,9 @@ def _clutter(rng, canvas, count):
         else:
             text = "".join(rng.choice(_LETTERS, rng.integers(1, 5)))
             scale = rng.uniform(0.25, 0.5)
-            cv2.putText(layer, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
+            written = np.zeros((height, width), np.uint8)  # OpenCV 5 writes on 8 bits only
+            cv2.putText(written, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, 1, cv2.LINE_8)
+            layer[written > 0] = color
         alpha = rng.uniform(0.4, 0.9)
         canvas += alpha * (layer - canvas)
 

@@ -116,6 +116,17 @@ def test_colour_hints_at_the_class_but_does_not_tell(larger):
     assert 0.5 < np.mean(hits) < 0.85
 
 
+def test_letters_are_written_on_8_bits(monkeypatch):
+    # OpenCV 5 refuses any other, where OpenCV 4 takes it.
+    seen, put = [], shapes.cv2.putText
+    monkeypatch.setattr(
+        shapes.cv2, "putText", lambda image, *args: seen.append(image.dtype) or put(image, *args)
+    )
+    for index in range(20):
+        shapes.draw_image(0, "train", index, (128, 96))
+    assert set(seen) == {np.dtype("uint8")}
+
+
 def test_painted_object_stands_out():
     mask, _ = shapes.render_shape(shapes.shape_outline("disc", (32, 32), 30), (64, 64))
     for seed in range(200):
