@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 OFFICIAL := .venv-official
 
-.PHONY: demo test test-slow test-official lint setup doctor
+.PHONY: demo test test-slow test-gpu test-official lint setup doctor
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -17,6 +17,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
+
+test-gpu: $(READY)
+	GPU_TESTS=1 $(RUN) -m pytest -m gpu
 
 test-official: $(OFFICIAL)/.ready
 	$(OFFICIAL)/bin/python tools/doctor.py

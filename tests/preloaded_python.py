@@ -33,8 +33,7 @@ def preloaded_python(folder: Path, opened: Path) -> Iterator[Path]:
     command = folder / "python"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "{address}" "$@"\n')
     command.chmod(0o755)
-    # CUDA does not survive a fork, and a guide's tiny models need no GPU.
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [sys.executable, __file__, "--serve", address, opened],
         env=env,

@@ -115,7 +115,6 @@ class Reader:
         env = {
             **os.environ,
             "PATH": f"{self.python}{os.pathsep}{os.environ['PATH']}",
-            "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             # Without a network nothing can be downloaded unnoticed.
             "http_proxy": "http://127.0.0.1:9",

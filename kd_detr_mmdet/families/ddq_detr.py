@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmdet.models.detectors import DDQDETR
 from torch import Tensor
 
@@ -28,13 +29,15 @@ class DDQDETRFamily(DINOFamily):
         """Within the context, record; the loss of dense queries computes in float32.
 
         mmdet's code of that loss writes float32 ground truth into a copy of the predicted boxes,
-        which PyTorch refuses where AMP made them half precision.
+        which PyTorch refuses where AMP made them half precision, and takes a cross entropy of
+        probabilities, which it refuses on a GPU wherever autocast is on.
         """
         auxiliary = self.detector.bbox_head.aux_loss_for_dense
         loss = auxiliary.loss
 
         def in_float32(scores: Tensor, boxes: Tensor, *args: Any) -> dict:
-            return loss(scores.float(), boxes.float(), *args)
+            with torch.autocast(scores.device.type, enabled=False):
+                return loss(scores.float(), boxes.float(), *args)
 
         with swapped(auxiliary, "loss", in_float32), super().recording() as record:
             yield record

@@ -35,7 +35,7 @@ def start_pair():
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        env = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", WORLD_SIZE="2")
+        env = dict(os.environ, OMP_NUM_THREADS="1", WORLD_SIZE="2")
         env.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
         tool = [sys.executable, "-u", str(ROOT / "tools/train.py"), "--launcher", "pytorch"]
         for rank in range(2):
@@ -112,7 +112,7 @@ def test_a_killed_rank_under_torchrun(config):
     """torchrun ends the other process, too, and with an error."""
     tool = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     tool += [str(ROOT / "tools/train.py"), config, "--launcher", "pytorch"]
-    env = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONUNBUFFERED="1")
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
     # Its error output goes the same way: a pipe that nobody empties would stop it.
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with subprocess.Popen(tool, env=env, **pipes) as launcher:

@@ -38,7 +38,7 @@ def start():
         started.append(
             subprocess.Popen(
                 [sys.executable, "-u", str(ROOT / "tools/train.py"), *map(str, arguments)],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 text=True,
             )

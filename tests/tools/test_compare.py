@@ -90,7 +90,6 @@ def test_twice_the_same(tool, write, parse):
 
 def test_a_whole_report(tool, write, parse, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tool, "cpu_memory", lambda model, size, imports: 3 * 2**20)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the same on every machine
     student = random_checkpoint(tmp_path / "student.pth", dino_config(), classes=SHAPE_CLASSES)
     options = ("--teacher", "--rounds", 2, "--size", 96, 64, "--out", tmp_path / "report")
     parse(*options, write("alone"), write("kd"), student)

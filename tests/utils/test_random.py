@@ -38,7 +38,8 @@ def test_the_state_is_put_back_after_an_exception():
     assert following() == before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: make test-gpu")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_the_state_of_a_gpu_is_put_back(device):
     before = following("cuda"), following()
