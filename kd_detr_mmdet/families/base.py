@@ -259,8 +259,10 @@ class Family(ABC):
     def own_answer(self, record: Record) -> Answer:
         """What the detector says at its own queries; in a recorded loss it has said so already."""
         rows = self.own_rows(record)
-        scores, boxes, has_background = self._read(self.outputs(record))
-        return Answer(scores[:, :, rows], boxes[:, :, rows], has_background)
+        answer = self._read(self.outputs(record))
+        return answer._replace(
+            cls_scores=answer.cls_scores[:, :, rows], boxes=answer.boxes[:, :, rows]
+        )
 
     def answer(
         self,

@@ -52,6 +52,24 @@ class DDQDETRFamily(DINOFamily):
     def memory_at(self, record: Record, boxes: Tensor) -> Tensor:
         return self.detector.query_map(super().memory_at(record, boxes))
 
+    def outputs(self, record: Record) -> dict:
+        known, outputs = "outputs" in record, super().outputs(record)
+        if not known:
+            record["distinct"] = self._distinct()
+        return outputs
+
+    def own_answer(self, record: Record) -> Answer:
+        answer = super().own_answer(record)
+        return answer._replace(distinct=record.get("distinct"))
+
+    def _distinct(self) -> Tensor | None:
+        """Which queries the last decoder call kept, shape (bs, M)."""
+        book = self.detector.cache_dict
+        if not book["distinct_query_mask"]:  # a single layer selects none
+            return None
+        # Masks of attention, (bs * heads, M, M), of which mmdet reads one row.
+        return book["distinct_query_mask"][-1][:: book["num_heads"], 0]
+
     def answer(
         self,
         record: Record,
@@ -60,7 +78,8 @@ class DDQDETRFamily(DINOFamily):
         looks: list[Look] | None = None,
     ) -> Answer:
         with self._as_at_inference(points.num_points):
-            return super().answer(record, points, labels, looks)
+            answer = super().answer(record, points, labels, looks)
+            return answer._replace(distinct=self._distinct())
 
     @contextmanager
     def _as_at_inference(self, num_points: int) -> Iterator[None]:

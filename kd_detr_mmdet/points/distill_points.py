@@ -14,11 +14,14 @@ class Answer(NamedTuple):
         boxes: ``cx, cy, w, h`` relative to the valid image, in [0, 1], shape (L, bs, M, 4).
         has_background: False: each logit is of a sigmoid of its own. True: the C logits are of one
             softmax, and the last of them is the background's.
+        distinct: Which points the model itself would predict at, shape (bs, M), where it leaves
+            duplicates out (DDQ-DETR); None for all.
     """
 
     cls_scores: Tensor
     boxes: Tensor
     has_background: bool = False
+    distinct: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:

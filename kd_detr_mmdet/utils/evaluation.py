@@ -77,6 +77,21 @@ def detections(
     head: nn.Module, answer: Answer, samples: Sequence[DetDataSample], rescale: bool = True
 ) -> list[InstanceData]:
     """The detections that a DETR's head makes of an answer, however few its points and classes."""
+    if answer.distinct is not None:
+        found = []
+        for index, kept in enumerate(answer.distinct):
+            one = slice(index, index + 1)
+            distinct = answer._replace(
+                cls_scores=answer.cls_scores[:, one, kept],
+                boxes=answer.boxes[:, one, kept],
+                distinct=None,
+            )
+            # DDQ-DETR's head leaves duplicates out by what its decoder has noted last.
+            noted = torch.ones_like(kept[kept]).expand(head.cache_dict["num_heads"], 1, -1)
+            book = dict(head.cache_dict, distinct_query_mask=[noted])
+            with swapped(head, "cache_dict", book):
+                found += detections(head, distinct, samples[one], rescale)
+        return found
     scores = answer.cls_scores
     candidates = scores.size(2) if answer.has_background else scores[0, 0].numel()
     limit = min(head.test_cfg.get("max_per_img", candidates), candidates)

@@ -1,5 +1,6 @@
 """tools/ask_teacher.py: figures of an answer that is known, and a whole table."""
 
+import copy
 import importlib.util
 import json
 import sys
@@ -7,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEACHER, build, dino_config, noisy, two_stage_config
+from conftest import (
+    FAMILY_CONFIGS,
+    TEACHER,
+    build,
+    dino_config,
+    noisy,
+    random_checkpoint,
+    two_stage_config,
+)
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -141,6 +150,16 @@ def test_a_trained_student_is_asked_as_well(tool, config, teacher_checkpoint):
     assert "the student's boxes, content: nearest" in rows
     with pytest.raises(ConfigError, match="--student"):
         tool.ask(config, 7, 0, "no such file")
+
+
+@pytest.mark.parametrize("name", sorted({*FAMILY_CONFIGS} - {"detr"}))  # it is asked at no boxes
+def test_every_family_is_asked(tool, config, tmp_path, name):
+    cfg = copy.deepcopy(FAMILY_CONFIGS[name])
+    checkpoint = random_checkpoint(tmp_path / "teacher.pth", cfg, classes=SHAPE_CLASSES)
+    config = copy.deepcopy(config)
+    config.model = dict(type="KDDETR", student=cfg, teacher=dict(config=cfg, checkpoint=checkpoint))
+    rows = tool.ask(config, 7, 0, checkpoint)
+    assert rows["student at the teacher's queries"] == rows["student at its own queries"]
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])

@@ -12,7 +12,7 @@ from torch import nn
 
 from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
 from kd_detr_mmdet.families import build_family
-from kd_detr_mmdet.points import Answer
+from kd_detr_mmdet.points import Answer, DistillPoints
 from kd_detr_mmdet.utils import ConfigError
 from kd_detr_mmdet.utils.evaluation import detections, evaluate, teacher_in_front
 
@@ -89,6 +89,35 @@ def test_a_teachers_answers_are_its_predictions(family, batch):
         assert len(ours) > 0
         for key in ("bboxes", "labels", "scores"):
             assert torch.equal(ours[key], theirs.pred_instances[key])
+
+
+def test_duplicates_are_left_out_of_each_answer_by_its_own_selection(batch):
+    """DDQ-DETR predicts at those queries alone that its decoder finds distinct."""
+    detector = noisy(FAMILY_CONFIGS["ddq"]).eval()
+    data = batch(detector, training=False)
+    ways, head = build_family(detector), detector.bbox_head
+    samples = data["data_samples"]
+    with torch.no_grad():
+        record = ways.look(data["inputs"], samples)
+        own, queries = ways.own_answer(record), ways.queries(record)
+        before = detections(head, own, samples)
+        # Every box twice, the first time with another query's content.
+        boxes, content = queries.boxes.repeat(1, 2, 1), queries.content
+        twice = DistillPoints(boxes, torch.cat([content.roll(1, 1), content], 1))
+        with ways._as_at_inference(twice.num_points):  # as mmdet predicts
+            outputs = ways.decode(record, twice.boxes, twice.content)
+            metas = [sample.metainfo for sample in samples]
+            expected = head.predict_by_feat(*head(**outputs), batch_img_metas=metas)
+        answer = ways.answer(record, twice)
+        found = detections(head, answer, samples)
+        after = detections(head, ways.own_answer(record), samples)
+    assert head.cache_dict is detector.cache_dict
+    assert answer.distinct.shape == (2, 2 * detector.num_queries)
+    for one, other in zip(before, after):
+        assert torch.equal(one.scores, other.scores)
+    assert not answer.distinct.all() and answer.distinct.any(1).all()
+    for ours, theirs in zip(found, expected):
+        assert torch.equal(ours.scores, theirs.scores) and torch.equal(ours.bboxes, theirs.bboxes)
 
 
 def test_fewer_points_and_classes_than_the_head_has(batch):
