@@ -6,11 +6,26 @@ from typing import Any
 
 import torch
 from mmdet.models.detectors import DDQDETR
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..points.distill_points import Answer, DistillPoints
 from .base import Look, Record, swapped
 from .dino import DINOFamily
+
+
+@contextmanager
+def predicting_at_all(head: nn.Module, distinct: Tensor) -> Iterator[None]:
+    """Within the context, DDQ-DETR's head leaves none of an image's queries out as duplicates.
+
+    It leaves out what its decoder has noted last, which may be of another call.
+
+    Args:
+        head: Of a DDQ-DETR.
+        distinct: True for each of the M queries, shape (M,).
+    """
+    noted = distinct.expand(head.cache_dict["num_heads"], 1, -1)
+    with swapped(head, "cache_dict", dict(head.cache_dict, distinct_query_mask=[noted])):
+        yield
 
 
 class DDQDETRFamily(DINOFamily):
@@ -53,8 +68,9 @@ class DDQDETRFamily(DINOFamily):
         return self.detector.query_map(super().memory_at(record, boxes))
 
     def outputs(self, record: Record) -> dict:
-        known, outputs = "outputs" in record, super().outputs(record)
-        if not known:
+        decoded = "outputs" in record
+        outputs = super().outputs(record)
+        if not decoded:
             record["distinct"] = self._distinct()
         return outputs
 

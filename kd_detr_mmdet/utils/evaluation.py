@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..detectors import KDDETR
 from ..families.base import swapped
+from ..families.ddq_detr import predicting_at_all
 from ..points import Answer
 from .errors import ConfigError
 
@@ -86,10 +87,7 @@ def detections(
                 boxes=answer.boxes[:, one, kept],
                 distinct=None,
             )
-            # DDQ-DETR's head leaves duplicates out by what its decoder has noted last.
-            noted = torch.ones_like(kept[kept]).expand(head.cache_dict["num_heads"], 1, -1)
-            book = dict(head.cache_dict, distinct_query_mask=[noted])
-            with swapped(head, "cache_dict", book):
+            with predicting_at_all(head, kept[kept]):
                 found += detections(head, distinct, samples[one], rescale)
         return found
     scores = answer.cls_scores
