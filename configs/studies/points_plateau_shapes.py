@@ -31,6 +31,11 @@ def _distilled(title, config="configs/demo/kd-detr_dino.py", **points):
 
 
 _early = "configs/tiny/kd-detr_dino_early.py"
+_longer = {"train_cfg.max_epochs": 80, "param_scheduler.1.milestones": [64]}
+
+_points_longer = _distilled("general and specific points, twice as long")
+_points_longer["options"].update(_longer)
+_points_longer.update(baseline="alone_longer", same_time=["alone_longer"])
 
 runs = dict(
     alone=dict(title="alone", config="configs/demo/dino_alone.py"),
@@ -38,9 +43,11 @@ runs = dict(
     alone_longer=dict(
         title="alone, twice as long",
         config="configs/demo/dino_alone.py",
-        options={"train_cfg.max_epochs": 80, "param_scheduler.1.milestones": [64]},
+        options=_longer,
     ),
     points=_distilled("general and specific points"),
+    # Does the gain last where the student alone is nearer to its plateau?
+    points_longer=_points_longer,
     points_early=_distilled("general and specific points for 16 epochs, then alone", _early),
     proposals_early=_distilled(
         "proposals for 16 epochs, then alone",
