@@ -101,7 +101,9 @@ class TwoStageFamily(Family):
 
         def bbox_forward(*inputs: Any) -> dict:
             results = forward(*inputs)
-            if "rois" not in record:  # of a cascade, those of its first stage
+            # Of a cascade, those of its first stage. The last of several calls is the loss's own:
+            # samplers of hard examples (OHEM) ask before it.
+            if len(self.box_heads) == 1 or inputs[0] == 0:
                 record["rois"] = inputs[-1].detach()
                 if len(self.box_heads) == 1:
                     record["predicted"] = results["cls_score"], results["bbox_pred"]

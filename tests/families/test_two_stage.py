@@ -293,6 +293,29 @@ def test_what_the_loss_has_said_of_a_roi_is_not_asked_again(kind, max_points, fi
         torch.testing.assert_close(places[which >= 0], rois[which[which >= 0]], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
+def test_a_sampler_that_asks_before_the_loss_does(kind, monkeypatch):
+    """OHEM predicts at all candidates of an image, without gradient, to find the hard ones."""
+    cfg, sampled = two_stage_config(kind), []
+    for stage in cfg.train_cfg.rcnn if kind == "cascade_rcnn" else [cfg.train_cfg.rcnn]:
+        stage.sampler.type = "OHEMSampler"
+    detector = noisy(cfg).train()
+    family, data = build_family(detector), demo_batch(detector)
+    get_targets = family.box_heads[0].get_targets
+
+    def noted(results, *args, **kwargs):
+        sampled.extend(result.priors for result in results)
+        return get_targets(results, *args, **kwargs)
+
+    monkeypatch.setattr(family.box_heads[0], "get_targets", noted)
+    with family.recording() as record:
+        detector.loss(data["inputs"], data["data_samples"])
+    assert [len(boxes) > 1 for boxes in sampled] == [True, True]
+    for ours, theirs, size in zip(family.boxes(record, "sampled"), sampled, SIZES, strict=True):
+        assert torch.equal(ours, relative_boxes(theirs, size))
+    assert all(said.requires_grad for said in record.get("predicted", ()))
+
+
 @pytest.mark.parametrize("points", [dict(num_general=30), dict(type="CoordinateSampler")])
 def test_batch_norms_of_a_box_head_learn_nothing_at_points(pair, points):
     student = two_stage_config("faster_rcnn")
