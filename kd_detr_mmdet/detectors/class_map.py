@@ -43,7 +43,7 @@ class ClassMap:
             list: The student's names of the shared classes.
 
         Raises:
-            ConfigError: If a name is unknown, or no class is shared.
+            ConfigError: If a name is unknown, no class is shared, or two share one of the teacher.
         """
         if teacher is None:
             raise ConfigError(
@@ -68,15 +68,27 @@ class ClassMap:
                 f"{brief(teacher)}: there is nothing to distil. Name what corresponds by "
                 "class_map=dict(student_name='teacher name')"
             )
+        taught = [wanted[name] for name in shared]
+        twice = next((name for name in taught if taught.count(name) > 1), None)
+        if twice is not None:
+            pupils = [name for name in shared if wanted[name] == twice]
+            raise ConfigError(
+                f"class_map gives the teacher's {twice!r} to {' and '.join(map(repr, pupils))}: "
+                "each would be taught wherever another of them is. Name one of them"
+            )
         self.pairs = [(student.index(name), teacher.index(wanted[name])) for name in shared]
         return shared
 
     def of_teacher(self, answer: Answer) -> Answer:
-        """The teacher's answer on the shared classes, in the order of :attr:`pairs`."""
+        """The teacher's answer on the shared classes, in the order of :attr:`pairs`.
+
+        Of a softmax all others join the background, so that each shared class keeps its
+        probability.
+        """
         return self._pick(answer, 1)
 
     def of_student(self, answer: Answer) -> Answer:
-        """The student's answer on the shared classes, and on the background if it has one."""
+        """The student's answer on the shared classes; all others as :meth:`of_teacher` has them."""
         return self._pick(answer, 0)
 
     def student_labels(self, labels: Tensor) -> Tensor:
@@ -93,8 +105,11 @@ class ClassMap:
                 "class_map needs the classes' names: train with tools/train.py, or call "
                 "model.class_map.resolve(student_classes, teacher_classes) first"
             )
-        columns = [pair[side] for pair in self.pairs]
+        scores = answer.cls_scores
+        shared = [pair[side] for pair in self.pairs]
+        picked = scores[..., shared]
         if answer.has_background:
-            columns.append(answer.cls_scores.size(-1) - 1)
-        index = torch.tensor(columns, device=answer.cls_scores.device)
-        return answer._replace(cls_scores=answer.cls_scores.index_select(-1, index))
+            others = [column for column in range(scores.size(-1)) if column not in shared]
+            none_of_them = scores[..., others].logsumexp(-1, keepdim=True)
+            picked = torch.cat([picked, none_of_them], -1)
+        return answer._replace(cls_scores=picked)

@@ -32,10 +32,14 @@ def test_which_scores_are_compared(option, shared, student, teacher):
     assert classes.resolve(("dog", "wolf", "car"), COCO) == shared
     assert classes.of_student(answer(3)).cls_scores.flatten().tolist() == student
     assert classes.of_teacher(answer(7)).cls_scores.flatten().tolist() == teacher
-    # The background, last, stays.
-    with_background = classes.of_student(answer(4, True))
-    assert with_background.cls_scores.flatten().tolist() == [*student, 3]
-    assert with_background.has_background
+    # Of a softmax, all others are the background, last: what is shared keeps its probability.
+    for side, picked, count in ((classes.of_student, student, 4), (classes.of_teacher, teacher, 8)):
+        with_background = side(answer(count, True))
+        assert with_background.has_background
+        probabilities = answer(count, True).cls_scores.softmax(-1).flatten()
+        expected = probabilities[picked]
+        expected = torch.cat([expected, 1 - expected.sum(0, keepdim=True)])
+        torch.testing.assert_close(with_background.cls_scores.softmax(-1).flatten(), expected)
     labels = torch.arange(len(shared))
     assert classes.student_labels(labels).tolist() == student
 
@@ -59,6 +63,7 @@ def test_bad_options(option):
         ("names", ("dog",), None, "does not tell them"),
         (dict(dog="wolf"), ("dog",), COCO, "'wolf', but the teacher"),
         (dict(wolf="dog"), ("dog",), COCO, "'wolf', but the data set"),
+        (dict(a="car", b="dog", c="car"), ("a", "b", "c"), COCO, "'car' to 'a' and 'c'"),
     ],
 )
 def test_what_cannot_be_resolved(option, student, teacher, told):
@@ -100,6 +105,18 @@ def test_a_background_that_the_teacher_is_sure_of_is_no_class(pair, batch):
     model.teacher.bbox_head.fc_cls.bias.data[-1] = 50.0
     losses = model.train()(**batch(model), mode="loss")
     assert losses["kd_loss_specific_cls"] > 0
+
+
+def test_a_class_that_the_teacher_alone_knows_is_background(pair, batch):
+    """A point that the teacher is sure is a bicycle is on nothing that it shares."""
+    model = pair(
+        detr_config(), detr_config(num_classes=7), points=dict(num_general=0), class_map="names"
+    )
+    model.class_map.resolve(("cat", "tree", "dog", "person"), COCO)
+    for column, foreground in ((COCO.index("bicycle"), 0.0), (COCO.index("dog"), 1.0)):
+        model.teacher.bbox_head.fc_cls.bias.data.zero_()[column] = 50.0
+        model.train()(**batch(model), mode="loss")
+        assert model.diagnostics["kd_foreground_specific"].item() == pytest.approx(foreground)
 
 
 def test_more_classes_without_a_map_are_refused_with_the_remedy(tmp_path, kd_config):
