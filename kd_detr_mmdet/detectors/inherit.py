@@ -115,10 +115,14 @@ def _take(own: dict[str, Tensor], others: dict[str, Tensor | None], absent: str)
 
 
 def _counterpart(name: str, student: BaseDetector, teacher: BaseDetector) -> str:
-    """The teacher's name of a weight: a two-stage DETR's last head is the encoder's."""
+    """The teacher's name of a weight.
+
+    After one head for each decoder layer come the encoder's, in two stages, and DDQ-DETR's for
+    dense queries: these are counted from where the decoder's end.
+    """
     parts = name.split(".")
-    both = [getattr(model, "decoder", None) for model in (student, teacher)]
-    both = [getattr(decoder, "num_layers", None) for decoder in both]
-    if parts[0] == "bbox_head" and parts[1].endswith("_branches") and parts[2] == str(both[0]):
-        parts[2] = str(both[1])
+    if parts[0] == "bbox_head" and parts[1].endswith("_branches"):
+        depth, other = (model.decoder.num_layers for model in (student, teacher))
+        if int(parts[2]) >= depth:
+            parts[2] = str(int(parts[2]) - depth + other)
     return ".".join(parts)

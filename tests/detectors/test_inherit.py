@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import DINO_WIDTH, TEACHER, build, dino_config, random_checkpoint
+from conftest import DINO_WIDTH, TEACHER, build, ddq_config, dino_config, random_checkpoint
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 
@@ -64,6 +64,23 @@ def test_the_encoders_head_comes_from_the_encoders_head(pair):
     inherit_weights(student, teacher, ["bbox_head"])
     # Decoder layers 0 and 1 of 3; then the encoder's, which is the teacher's number 3.
     assert [branch.bias[0].item() for branch in student.bbox_head.cls_branches] == [0, 1, 3]
+
+
+def test_the_head_of_dense_queries_comes_from_that_head():
+    """DDQ-DETR's heads: one for each decoder layer, the encoder's, that of dense queries."""
+    student, teacher = build(ddq_config(levels=3)), build(ddq_config(**TEACHER))
+    for number, branch in enumerate(teacher.bbox_head.cls_branches):
+        branch.bias.data.fill_(number)
+    inherit_weights(student, teacher, ["bbox_head"])
+    assert [branch.bias[0].item() for branch in student.bbox_head.cls_branches] == [0, 1, 3, 4]
+    # A DINO has none for dense queries.
+    student, teacher = build(ddq_config(levels=3)), build(dino_config(**TEACHER))
+    own = student.bbox_head.cls_branches[3].bias.clone()
+    for branch in teacher.bbox_head.cls_branches:
+        branch.bias.data.fill_(7)
+    inherit_weights(student, teacher, ["bbox_head"])
+    assert torch.equal(student.bbox_head.cls_branches[3].bias, own)
+    assert (student.bbox_head.cls_branches[2].bias == 7).all()
 
 
 def test_a_distillation_inherits_when_weights_are_initialised(kd_config):
