@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..families.dino import from_official
 from ..utils.checkpoints import read_checkpoint
 from ..utils.configs import DetectorSource, model_config
+from ..utils.data import class_names
 from ..utils.errors import ConfigError, shorten
 
 # From its first training step on, mmdet's DDQ-DETR saves these weights of its head once more.
@@ -173,13 +174,12 @@ def load_strictly(
     detector.load_state_dict(weights, strict=False)
 
     meta = content.get("meta") or {}
-    dataset_meta = meta.get("dataset_meta") or meta
-    classes = dataset_meta.get("classes", dataset_meta.get("CLASSES"))
+    classes = class_names(meta.get("dataset_meta") or meta)
     path = Path(checkpoint).expanduser()
     detector.checkpoint_info = dict(
         source=checkpoint,
         sha256=_sha256(path) if path.is_file() else None,
-        classes=None if classes is None else tuple(classes),
+        classes=classes[0] if len(classes) == 1 else None,
     )
 
 

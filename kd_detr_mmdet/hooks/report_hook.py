@@ -9,6 +9,7 @@ from ..detectors import KDDETR
 from ..detectors.kddetr import check_single_class
 from ..points import CoordinateSampler, QueryPairing
 from ..utils.complexity import gflops, params_m
+from ..utils.data import class_names
 from ..utils.errors import ConfigError, brief
 
 
@@ -19,13 +20,18 @@ class DistillReportHook(Hook):
     Raises:
         ConfigError: If the data set's classes are not those that the teacher was trained on, and
             there is no ``class_map``, or it finds no class in common, or one only and a class
-            term that is silent about it.
+            term that is silent about it; or if joined data sets have different classes.
     """
 
     def before_train(self, runner: Runner) -> None:
         model = getattr(runner.model, "module", runner.model)
-        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", {})
-        check_classes(model, metainfo.get("classes"))
+        classes = class_names(getattr(runner.train_dataloader.dataset, "metainfo", {}))
+        if len(classes) > 1:
+            raise ConfigError(
+                "the training data are data sets of different classes, "
+                f"{' and '.join(map(brief, classes))}: give all the same metainfo=dict(classes=...)"
+            )
+        check_classes(model, *classes or [None])
         if runner.rank == 0:
             batch = None
             if runner.val_loop is not None:

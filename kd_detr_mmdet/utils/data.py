@@ -42,6 +42,20 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
                 _check_coco(dataset, f"{name}.dataset")
 
 
+def class_names(metainfo: dict | list[dict]) -> list[tuple[str, ...]]:
+    """The class names that meta information of a data set, or of several that are joined, tells.
+
+    Args:
+        metainfo: Of mmdet's ``ConcatDataset`` a list, unless all its data sets have the same.
+
+    Returns:
+        list: Each different tuple of names once; empty where none is told.
+    """
+    entries = metainfo if isinstance(metainfo, (list, tuple)) else [metainfo]
+    told = [entry.get("classes", entry.get("CLASSES")) for entry in entries]
+    return list(dict.fromkeys(tuple(names) for names in told if names is not None))
+
+
 def read_images(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> Iterator[str | None]:
     """Read every image of a config's local COCO-format data sets, as training would.
 

@@ -115,6 +115,9 @@ def test_sha256_of_a_file_in_the_home_directory(config, teacher_checkpoint, monk
     "meta, classes",
     [
         (dict(dataset_meta=dict(classes=["a", "b", "c", "d"])), ("a", "b", "c", "d")),
+        # Of mmdet's ConcatDataset.
+        (dict(dataset_meta=[dict(classes=["a", "b"]), dict(classes=("a", "b"))]), ("a", "b")),
+        (dict(dataset_meta=[dict(classes=["a", "b"]), dict(classes=["b", "a"])]), None),
         (dict(dataset_meta=dict(CLASSES=("a", "b", "c", "d"))), ("a", "b", "c", "d")),
         (dict(CLASSES=("a", "b", "c", "d")), ("a", "b", "c", "d")),  # MMDetection 2
         (dict(epoch=1), None),

@@ -159,7 +159,8 @@ class OneImage(list):
 def run_hook(model, batch, classes=SHAPES, rank=0, images=None, val=True):
     """Start a training run as far as the hook sees it; returns what it logged."""
     data = images if images is not None else OneImage([3])
-    data.metainfo = dict(classes=classes)
+    if classes is not None:
+        data.metainfo = dict(classes=classes)
     collated = dict(inputs=[torch.zeros(3, 64, 96)] * 2, data_samples=batch["data_samples"])
     loader = SimpleNamespace(dataset=data, collate_fn=lambda items: collated)
     logged = []
@@ -205,6 +206,16 @@ def test_hook_prints_on_one_rank_but_checks_on_all(taught, batch):
     assert run_hook(taught, batch(taught), rank=1) == []
     with pytest.raises(ConfigError):
         run_hook(taught, batch(taught), rank=1, classes=("a", "b", "c", "d"))
+
+
+def test_joined_data_sets_tell_their_classes_one_by_one(taught, batch):
+    """mmdet's ConcatDataset holds a list where anything differs, such as a palette."""
+    joined = OneImage([3])
+    joined.metainfo = [dict(classes=SHAPES, palette=1), dict(classes=list(SHAPES), palette=2)]
+    assert len(run_hook(taught, batch(taught), images=joined, classes=None)) == 1
+    joined.metainfo = [dict(classes=SHAPES), dict(classes=("disc", "square", "triangle", "cross"))]
+    with pytest.raises(ConfigError, match="several data sets of different classes.*ring.*cross"):
+        run_hook(taught, batch(taught), images=joined, classes=None)
 
 
 def test_first_test_image_is_preprocessed(taught, batch):
