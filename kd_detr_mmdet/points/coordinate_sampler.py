@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..utils.errors import ConfigError, check_choice
 from .distill_points import DistillPoints
-from .generator import DistillPointGenerator
+from .generator import MIN_SIZE, DistillPointGenerator
 
 BOXES = ("sampled", "proposals", "anchors")
 FOREGROUND_IOU = 0.5
@@ -153,6 +153,8 @@ def objects_at(boxes: Tensor, truth: Tensor) -> Tensor:
 def _within(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes cxcywh cut to the image, beyond which anchors reach, and which of them lie in it.
 
+    Slivers with a side below MIN_SIZE are left out.
+
     Returns:
         tuple: The boxes, and their indices in ``boxes``, -1 where something was cut off: that is
             no longer the box that it was.
@@ -161,6 +163,6 @@ def _within(boxes: Tensor) -> tuple[Tensor, Tensor]:
     inside = corners.clamp(0, 1)
     sizes = inside[:, 2:] - inside[:, :2]
     cut = torch.cat([inside[:, :2] + sizes / 2, sizes], -1)
-    which = (sizes > 0).all(-1).nonzero()[:, 0]
+    which = (sizes >= MIN_SIZE).all(-1).nonzero()[:, 0]
     whole = (corners - inside)[which].abs().amax(-1) < ROUNDING
     return cut[which], torch.where(whole, which, -1)

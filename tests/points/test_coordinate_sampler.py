@@ -126,6 +126,7 @@ def test_what_reaches_beyond_the_image_is_cut_and_what_is_outside_is_dropped():
             [1.3, 0.5, 0.2, 0.2],  # outside
             [0.5, -0.1, 0.2, 0.2],  # touches the border from outside
             [0.5, 0.5, 0.0, 0.2],  # without area
+            [0.5, 0.5, 5e-4, 0.2],  # a sliver, as at the border after a cut
             [float("nan"), 0.5, 0.2, 0.2],
             [0.3, 0.3, 0.2, 0.4],  # inside, left as it is
         ]
