@@ -19,7 +19,7 @@ from kd_detr_mmdet.hooks import (
 from kd_detr_mmdet.utils.amp import AMP_DTYPES, use_amp
 from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_anything, let_mmengine_read_data_only
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
-from kd_detr_mmdet.utils.configs import check_optimizer, is_kd_model
+from kd_detr_mmdet.utils.configs import check_part_names, is_kd_model
 from kd_detr_mmdet.utils.data import check_data
 from kd_detr_mmdet.utils.errors import ConfigError
 
@@ -66,7 +66,7 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     if is_kd_model(cfg.model):
-        check_optimizer(cfg)
+        check_part_names(cfg)
         given = cfg.get("default_hooks", {}).get("non_finite", {})
         cfg.merge_from_dict({"default_hooks.non_finite": {"type": "NonFiniteHook", **given}})
     check_data(cfg, ("train_dataloader", "val_dataloader"))

@@ -16,8 +16,8 @@ def is_kd_model(model: dict) -> bool:
     return model.get("type") == "KDDETR"
 
 
-def check_optimizer(cfg: Config) -> None:
-    """Refuse an optimiser constructor that looks for parts of a detector in the distillation.
+def check_part_names(cfg: Config) -> None:
+    """Refuse options that look for parts of a detector in the distillation.
 
     Raises:
         ConfigError: With what to do instead.
@@ -29,6 +29,14 @@ def check_optimizer(cfg: Config) -> None:
             "parts, and in a distillation they begin with 'student.': leave it out, and set "
             "learning rates by paramwise_cfg.custom_keys"
         )
+    for option in ("activation_checkpointing", "efficient_conv_bn_eval"):
+        names = cfg.get(option) or []
+        for name in [names] if isinstance(names, str) else names:
+            if not str(name).startswith("student."):
+                raise ConfigError(
+                    f"{option} names {name!r}, and in a distillation the detector's parts begin "
+                    f"with 'student.': {'student.' + str(name)!r}"
+                )
 
 
 def names_config(source: object) -> bool:

@@ -138,6 +138,8 @@ def test_other_class_names_than_the_teachers(write_config, run, tmp_path):
             {"optim_wrapper.constructor": "LearningRateDecayOptimizerConstructor"},
             "leave it out, and set learning rates by paramwise_cfg.custom_keys",
         ),
+        ({"activation_checkpointing": ["student.neck", "backbone"]}, "'student.backbone'"),
+        ({"efficient_conv_bn_eval": "backbone"}, "'student.backbone'"),
     ],
 )
 def test_bad_options(write_config, run, options, told):
