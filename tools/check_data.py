@@ -1,6 +1,7 @@
 """Read every image of a config's data sets before training does: python tools/check_data.py CONFIG.
 
-Exits with 1 and a line for each file that is unreadable or of another size than annotated.
+Tells how many boxes of which class training and evaluation take. Exits with 1 and a line for each
+file that is unreadable or of another size than annotated.
 """
 
 import argparse
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdet.utils import register_all_modules
 
 from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
-from kd_detr_mmdet.utils.data import check_data, read_images
+from kd_detr_mmdet.utils.data import check_data, count_boxes, read_images
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +32,8 @@ def main() -> int:
     cfg = read_config(parse_args())
     register_all_modules()
     check_data(cfg)
+    for line in count_boxes(cfg):
+        print(line)
     number, bad = 0, 0
     for problem in read_images(cfg):
         number += 1

@@ -30,7 +30,7 @@ from kd_detr_mmdet.utils.benchmark import image_size, quiet, spread, untrained
 from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
 from kd_detr_mmdet.utils.complexity import gflops, params_m
 from kd_detr_mmdet.utils.configs import is_kd_model, model_config
-from kd_detr_mmdet.utils.data import check_data
+from kd_detr_mmdet.utils.data import check_data, check_labels
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.evaluation import AP_NAMES, evaluate, teacher_in_front
 from kd_detr_mmdet.utils.inference_cost import (
@@ -162,6 +162,7 @@ def average_precision(
     cfg = contender.cfg
     check_data(cfg, ("test_dataloader",))
     if not contender.is_teacher:
+        check_labels(cfg, "test_dataloader", model.checkpoint_info["classes"])
         return evaluate(model.to(device), cfg.test_dataloader, cfg.test_evaluator)
     distillation = MODELS.build(cfg.model).eval().to(device)
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's lines

@@ -11,7 +11,7 @@ from mmengine.fileio import dump
 from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_errors, read_config
 from kd_detr_mmdet.utils.configs import model_config
-from kd_detr_mmdet.utils.data import check_data
+from kd_detr_mmdet.utils.data import check_data, check_labels
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +35,7 @@ def main() -> None:
     runner = build_runner(cfg)
     model = getattr(runner.model, "module", runner.model)
     load_strictly(model, args.checkpoint, what="checkpoint", trust=args.trust)
+    check_labels(cfg, "test_dataloader", model.checkpoint_info["classes"])
     metrics = runner.test()
     if args.out and runner.rank == 0:
         dump(metrics, args.out)

@@ -82,6 +82,23 @@ def test_testing_needs_no_teacher(write_config, run, tmp_path):
     assert run("test.py", config, checkpoint)[0] == 0
 
 
+def test_a_checkpoint_of_classes_in_another_order(write_config, run, tmp_path):
+    """Its AP would be that of other labels, without a word."""
+    config = write_config(distilled=False)
+    path = tmp_path / "student.pth"
+    for classes in (SHAPE_CLASSES[::-1], ("ball", *SHAPE_CLASSES[:3])):
+        random_checkpoint(path, dino_config(), classes=classes)
+        for tool in ("test.py", "compare.py"):
+            result = run(tool, *(["--out", tmp_path] if tool == "compare.py" else []), config, path)
+            assert_refused(result, f"trained on classes ({classes[0]}", "test_dataloader.dataset")
+    # Another name at the same place may be the same class.
+    random_checkpoint(path, dino_config(), classes=("ball", *SHAPE_CLASSES[1:]))
+    code, _, out = run("test.py", config, path)
+    assert code == 0
+    assert "(ball, " in out
+    assert "their labels are taken for the same" in out
+
+
 def test_amp_without_a_gpu(write_config, run):
     assert_refused(run("train.py", write_config(), "--amp"), "--amp needs a GPU", "--amp bfloat16")
 
@@ -131,7 +148,7 @@ def test_other_class_names_than_the_teachers(write_config, run, tmp_path):
         ({"model.teacher.config": "no/such.py"}, "no config file 'no/such.py'"),
         ({"model.student.type": "NoSuchDETR"}, "NoSuchDETR"),
         ({"model.points": dict(num_general=0, specific=False)}, "nothing to distil"),
-        ({"model.student.bbox_head.num_classes": 5}, "same classes"),
+        ({"model.student.bbox_head.num_classes": 5}, "num_classes is 5, but train_dataloader"),
         ({"model.distill_loss": dict(layer="last")}, "layer"),
         ({"model.pionts": dict(num_general=1)}, "pionts"),
         (

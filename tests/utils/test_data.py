@@ -1,13 +1,15 @@
 """check_data: data sets that would stop a run are told before it starts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
-from kd_detr_mmdet.utils.data import check_data
+from kd_detr_mmdet.utils.data import check_data, count_boxes
 from kd_detr_mmdet.utils.errors import ConfigError
 
 
@@ -27,9 +29,10 @@ def coco(root, split="train", **more):
     )
 
 
-def config(train=None, val=None, test=None):
+def config(train=None, val=None, test=None, **more):
     loaders = dict(train_dataloader=train, val_dataloader=val, test_dataloader=test)
-    return Config({k: None if v is None else dict(dataset=v) for k, v in loaders.items()})
+    loaders = {k: None if v is None else dict(dataset=v) for k, v in loaders.items()}
+    return Config({**loaders, **more})
 
 
 def annotations(root, split="train"):
@@ -43,14 +46,31 @@ def edit(root, **changes):
     annotations(root).write_text(json.dumps(content))
 
 
-def refused(dataset, where="train_dataloader.dataset"):
-    """What the user is told: one line that starts with the option's name."""
+def told(cfg):
+    """What the user is told: one line."""
     with pytest.raises(ConfigError) as error:
-        check_data(config(dataset))
-    message = str(error.value)
-    assert message.startswith(f"{where}: ")
-    assert "\n" not in message
+        check_data(cfg)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def refused(dataset):
+    """The same of training data: it starts with the option's name."""
+    message = told(config(dataset))
+    assert message.startswith("train_dataloader.dataset: ")
     return message
+
+
+def edit_annotations(root, split="train", **changes):
+    """Change every annotation: to a value, by a function of the old one, or by None take it out."""
+    path = annotations(root, split)
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        for key, change in changes.items():
+            old = annotation.pop(key)
+            if change is not None:
+                annotation[key] = change(old) if callable(change) else change
+    path.write_text(json.dumps(content))
 
 
 def test_good_data_passes(root):
@@ -96,9 +116,12 @@ def test_class_that_the_file_does_not_know(root):
     assert "metainfo=dict(classes=...)" in message
 
 
-def test_one_class_may_be_a_string(root):
-    check_data(config({**coco(root), "metainfo": dict(classes="disc")}))
-    assert "'cat'" in refused({**coco(root), "metainfo": dict(classes="cat")})
+def test_one_class_without_a_comma(root):
+    """classes = ("disc") is a text of four letters."""
+    edit_annotations(root, category_id=1)
+    check_data(config({**coco(root), "metainfo": dict(classes=("disc",))}))
+    assert "write ('disc',)" in refused({**coco(root), "metainfo": dict(classes="disc")})
+    assert "knows no class 'cat'" in refused({**coco(root), "metainfo": dict(classes="cat")})
 
 
 def test_classes_may_be_fewer_than_the_files(root):
@@ -218,6 +241,150 @@ def test_every_data_set_of_one_annotation_file_is_checked(root, change, told):
     """As where validation runs on the training annotations, but with another slip."""
     with pytest.raises(ConfigError, match=told):
         check_data(config(coco(root), {**coco(root), **change}))
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        (dict(category_id=0), "have a category_id .* such as 0; it lists 1, 2, 3, 4"),
+        (dict(image_id=str), r"has an image_id .* such as '\d'; it lists 1, 2, 3"),
+        (dict(image_id=lambda i: i + 1000), r"such as 100\d; it lists 1, 2, 3"),
+        (dict(id=7), r"annotations .* have another's id"),
+        (dict(id=None), "lacks 'id'"),
+        (dict(image_id=None), "lacks 'image_id'"),
+        (dict(bbox=lambda box: [v / 1000 for v in box]), "has no box of the classes that counts"),
+        (dict(area=0), "has no box of the classes that counts"),
+        (dict(iscrowd=1), "has no box of the classes that counts"),
+    ],
+)
+def test_annotations_that_would_teach_nothing_or_another_class(root, changes, why):
+    edit_annotations(root, **changes)
+    assert re.search(why, refused(coco(root)))
+
+
+def test_no_annotations(root):
+    edit(root, annotations=[])
+    assert "has no box of the classes that counts" in refused(coco(root))
+    edit(root, annotations=None)
+    assert "has no box of the classes that counts" in refused(coco(root))
+
+
+def test_images_that_share_an_id(root):
+    content = json.loads(annotations(root).read_text())
+    edit(root, images=[{**image, "id": 1} for image in content["images"]])
+    assert "2 of 3 images" in refused(coco(root))
+
+
+def test_some_of_the_annotations_may_be_of_other_images(root):
+    """As where a file keeps all annotations, but some images only."""
+    content = json.loads(annotations(root).read_text())
+    edit(root, images=content["images"][2:])
+    check_data(config(coco(root)))
+
+
+def test_what_evaluation_alone_needs(root):
+    for split in ("train", "val"):
+        edit_annotations(root, split, iscrowd=None)
+    check_data(config(coco(root)))
+    message = told(config(val=coco(root, "val", test_mode=True)))
+    assert message.startswith("val_dataloader.dataset: ")
+    assert "lacks 'iscrowd': write 0, or 1 for a crowd" in message
+
+
+def test_images_to_predict_on_need_no_boxes(root):
+    edit_annotations(root, "val", iscrowd=None, area=0)
+    val = coco(root, "val", test_mode=True)
+    assert "lacks 'iscrowd'" in told(config(test=val))
+    check_data(config(test=val, test_evaluator=dict(type="CocoMetric", format_only=True)))
+
+
+def evaluator(root, split="val"):
+    return dict(type="CocoMetric", ann_file=str(annotations(root, split)))
+
+
+def test_an_evaluator_reads_the_loaders_images(root):
+    val = coco(root, "val", test_mode=True)
+    check_data(config(val=val, val_evaluator=evaluator(root)))
+    check_data(config(val=val, val_evaluator=[evaluator(root), dict(type="VOCMetric")]))
+    # Other boxes of the same images may be meant.
+    copy = root / "annotations" / "relabelled.json"
+    copy.write_bytes(annotations(root, "val").read_bytes())
+    check_data(config(val=val, val_evaluator=dict(type="CocoMetric", ann_file=str(copy))))
+    message = told(config(val=val, val_evaluator=evaluator(root, "train")))
+    assert message.startswith("val_evaluator.ann_file: ")
+    assert "lists other images than" in message
+    assert "instances_val.json', which val_dataloader reads" in message
+    message = told(config(val=val, val_evaluator=[dict(type="CocoMetric", ann_file="no.json")]))
+    assert message.startswith("val_evaluator.ann_file: no annotation file 'no.json'")
+
+
+def test_loaders_have_the_same_classes_in_one_order(root):
+    val = {**coco(root, "val"), "metainfo": dict(classes=SHAPE_CLASSES[::-1])}
+    message = told(config(coco(root), val))
+    assert message.startswith(f"train_dataloader.dataset has the classes ({SHAPE_CLASSES[0]}")
+    assert f"val_dataloader.dataset ({SHAPE_CLASSES[-1]}" in message
+    check_data(config(coco(root), val), ("train_dataloader",))
+
+
+@pytest.mark.parametrize("kind", ["detr", "distilled", "two stages", "cascade"])
+def test_a_head_scores_the_data_sets_classes(root, kind):
+    def model(classes):
+        head = dict(bbox_head=dict(type="Head", num_classes=classes))
+        return {
+            "detr": dict(type="DINO", **head),
+            "distilled": dict(type="KDDETR", student=dict(type="DINO", **head)),
+            "two stages": dict(type="FasterRCNN", roi_head=head),
+            "cascade": dict(type="CascadeRCNN", roi_head=dict(bbox_head=[head["bbox_head"]] * 3)),
+        }[kind]
+
+    check_data(config(coco(root), model=model(4)))
+    message = told(config(coco(root), model=model(80)))
+    assert "bbox_head.num_classes is 80, but train_dataloader.dataset has 4 classes" in message
+    assert message.endswith("set it to 4")
+
+
+def test_a_model_without_a_head_is_left_alone(root):
+    check_data(config(coco(root), model=dict(type="RPN", rpn_head=dict(type="RPNHead"))))
+
+
+def test_boxes_are_counted_as_mmdetection_takes_them(root):
+    """A golden list, and what MMDetection's own data set makes of it."""
+    image = dict(id=1, file_name="000001.png", width=64, height=48)
+    boxes = [
+        ([1, 1, 9, 9], {}),
+        ([60, 40, 5, 9], {}),  # beyond, by no more than a pixel
+        ([60, 40, 9, 9], {}),  # beyond
+        ([-5, 1, 9, 9], {}),  # beyond
+        ([64, 1, 9, 9], {}),  # outside
+        ([1, 1, 0.5, 9], {}),  # below a pixel
+        ([1, 1, 9, 9], dict(area=0)),
+        ([1, 1, 9, 9], dict(iscrowd=1)),
+        ([1, 1, 9, 9], dict(category_id=4)),  # of a class that is not asked for
+        ([1, 1, 9, 9], dict(image_id=2)),  # of an image that is not listed
+    ]
+    usual = dict(image_id=1, category_id=1, area=9, iscrowd=0)
+    edit(
+        root,
+        images=[image],
+        annotations=[dict(usual, id=i, bbox=b, **more) for i, (b, more) in enumerate(boxes)],
+    )
+    dataset = {**coco(root), "metainfo": dict(classes=SHAPE_CLASSES[:2])}
+    cfg = config(wrapped(dataset, "repeat"))
+    check_data(cfg)
+    (line,) = count_boxes(cfg)
+    first, second = SHAPE_CLASSES[:2]
+    assert line.startswith(
+        f"train_dataloader: 1 images, 4 boxes: {first} 4, {second} 0; 6 annotations left out ("
+    )
+    assert "; 2 boxes reach beyond their image: are all [x, y, width, height]" in line
+    (sample,) = DATASETS.build(dict(dataset, pipeline=[]))
+    assert sum(not instance["ignore_flag"] for instance in sample["instances"]) == 4
+
+
+def test_counts_of_good_data_are_short(root):
+    lines = list(count_boxes(config(coco(root), coco(root, "val"))))
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"\w+: \d images, \d+ boxes: [\w ,]+", line) for line in lines)
 
 
 def test_image_without_a_file_name(root):
