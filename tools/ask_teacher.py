@@ -41,6 +41,7 @@ from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.evaluation import detections
+from kd_detr_mmdet.utils.runs import at_least_one
 
 JITTER = (0.1, 0.3)  # standard deviations, as shares of a box's width and height
 COLUMNS = ("AP", "AP50", "AP75", "class right", "IoU", "confidence", "to move")
@@ -226,7 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config of a distillation")
     parser.add_argument("--student", help="checkpoint of a trained student, to ask it as well")
-    parser.add_argument("--num-general", type=int, default=100, help="random boxes per image")
+    parser.add_argument(
+        "--num-general", type=at_least_one, default=100, help="random boxes per image"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of jitter and random boxes")
     parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
     add_common_options(parser)

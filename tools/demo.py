@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kd_detr_mmdet.datasets import generate_shapes
-from kd_detr_mmdet.utils.runs import Job, checkpoint, curve, wait
+from kd_detr_mmdet.utils.runs import Job, at_least_one, checkpoint, curve, wait
 
 CONFIGS = dict(
     teacher="dino_teacher",
@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="several: one demo each, and a summary"
     )
-    parser.add_argument("--epochs", type=int, help="train every model this long, to try things out")
+    parser.add_argument(
+        "--epochs", type=at_least_one, help="train every model this long, to try things out"
+    )
     args = parser.parse_args()
     # Ended from outside, it ends its jobs as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))

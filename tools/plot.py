@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from kd_detr_mmdet.utils.cli import one_line_errors
+from kd_detr_mmdet.utils.cli import check_picture, one_line_errors
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.runs import scalars, series, training_clock
 
@@ -165,8 +165,7 @@ def main() -> None:
     args = parse_args()
     if not 0 <= args.smooth < 1:
         raise ConfigError(f"--smooth must be at least 0 and below 1, got {args.smooth}")
-    if args.out.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--out must end in .png, .svg or .pdf, got {str(args.out)!r}")
+    check_picture(args.out)
     runs = {
         name: read_run(path, args.over)
         for name, path in zip(run_names(args.work_dirs), args.work_dirs)

@@ -29,7 +29,12 @@ from torch import Tensor
 from kd_detr_mmdet.detectors.teacher import load_strictly
 from kd_detr_mmdet.families.base import swapped
 from kd_detr_mmdet.points import Answer
-from kd_detr_mmdet.utils.cli import add_common_options, one_line_errors, read_config
+from kd_detr_mmdet.utils.cli import (
+    add_common_options,
+    check_picture,
+    one_line_errors,
+    read_config,
+)
 from kd_detr_mmdet.utils.configs import is_kd_model
 from kd_detr_mmdet.utils.data import check_data
 from kd_detr_mmdet.utils.errors import ConfigError
@@ -147,6 +152,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("points.png"), help="the picture")
     add_common_options(parser)
     args = parser.parse_args()
+    check_picture(args.out)
     cfg = read_config(args)
     if not is_kd_model(cfg.model):
         raise ConfigError("the config is not a distillation's: its model is no KDDETR")

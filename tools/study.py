@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kd_detr_mmdet.utils.cli import one_line_errors
+from kd_detr_mmdet.utils.runs import at_least_one
 from kd_detr_mmdet.utils.study import (
     Results,
     add_report,
@@ -23,12 +24,6 @@ from kd_detr_mmdet.utils.study import (
     train_all,
 )
 from kd_detr_mmdet.utils.study_report import write_report
-
-
-def at_least_one(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
 
 
 def parse_args() -> argparse.Namespace:

@@ -74,6 +74,8 @@ def main() -> None:
         let_mmengine_read_anything()
     else:
         let_mmengine_read_data_only()
+    if args.resume == "auto" and not Path(cfg.work_dir, "last_checkpoint").exists():
+        print(f"--resume: no checkpoint in {cfg.work_dir!r}: training starts from the beginning")
     runner = build_runner(cfg)
     runner.register_hook(RandomStateHook())
     runner.register_hook(OfficialWeightsHook())

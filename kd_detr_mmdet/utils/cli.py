@@ -9,15 +9,28 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from .configs import check_names
 from .errors import ConfigError, NonFiniteLossError
 
 TIMEOUT_S = 600  # for which a process waits for the others
+
+
+class Settings(DictAction):
+    """MMEngine's ``key=value`` options, with a line instead of a traceback for another form."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        try:
+            super().__call__(parser, *args)
+        except (AssertionError, ValueError) as error:
+            values = args[1]
+            parser.error(f"{self.option_strings[0]} takes key=value, got {values}: {error}")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +39,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=Settings,
         help="override settings of the config: key=value, nested keys with dots, lists as "
         'key="[a,b]"',
     )
@@ -39,11 +52,21 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+def check_picture(path: Path) -> None:
+    """Refuse a picture's file by its ending, before the work is done.
+
+    Raises:
+        ConfigError: With the endings that it may have.
+    """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--out must end in .png, .svg or .pdf, got {str(path)!r}")
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """Read a config file and apply the common options.
 
     Raises:
-        ConfigError: If the file is missing or cannot be read.
+        ConfigError: If the file is missing or cannot be read, or an option leads nowhere.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     path = Path(args.config)
@@ -55,8 +78,15 @@ def read_config(args: argparse.Namespace) -> Config:
         raise ConfigError(
             f"config {args.config!r} cannot be read: {type(error).__name__}: {error}"
         ) from error
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    options = args.cfg_options or {}
+    check_names(cfg, options)
+    for option, value in options.items():
+        try:
+            cfg.merge_from_dict({option: value})
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--cfg-options cannot set {option!r} in {args.config!r}: {error}"
+            ) from error
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault("work_dir", os.path.join("work_dirs", path.stem))
@@ -132,6 +162,11 @@ def _for_the_user(error: Exception) -> str | None:
         )
     if isinstance(error, TypeError) and "unexpected keyword argument" in line:
         return f"unknown option in the config: {line}"
+    if isinstance(error, ValueError) and line.startswith("batch_size should be"):
+        return f"a data loader of the config: {line}"
+    if isinstance(error, KeyError) and 'must contain the key "type"' in line:
+        reason = str(error.args[0]).splitlines()[0]
+        return f"a part of the config has no type, as one whose name is misspelt: {reason}"
     if isinstance(error, KeyError) and "registry" in line:
         return f"unknown type in the config: {line.strip(chr(34))}"
     return None

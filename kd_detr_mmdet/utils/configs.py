@@ -1,14 +1,28 @@
 """From whatever a user may name a detector by, to the config of its model."""
 
 import copy
+import difflib
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.runner import Runner
 
 from .errors import ConfigError
 
 DetectorSource = dict | str | Path
+# What MMEngine's Runner takes from a config beside its own arguments.
+READ_BY_RUNNER = (
+    "activation_checkpointing",
+    "compile",
+    "custom_imports",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "sync_bn",
+)
 
 
 def is_kd_model(model: dict) -> bool:
@@ -37,6 +51,35 @@ def check_part_names(cfg: Config) -> None:
                     f"{option} names {name!r}, and in a distillation the detector's parts begin "
                     f"with 'student.': {'student.' + str(name)!r}"
                 )
+
+
+def check_names(cfg: Config, options: Iterable[str] = ()) -> None:
+    """Refuse settings that nobody reads, for what looks like a slip of the pen.
+
+    Args:
+        cfg: A whole config, as its file has it. It may name variables of its own, but none that is
+            nearly a setting of MMEngine's.
+        options: Dotted keys that are to be set from outside. Their first part must be in the config
+            or a setting of MMEngine's.
+
+    Raises:
+        ConfigError: With the name that was probably meant.
+    """
+    known = [*inspect.signature(Runner.__init__).parameters, *READ_BY_RUNNER]
+    for name in cfg:
+        if name not in known and (meant := difflib.get_close_matches(name, known, 1, 0.9)):
+            raise ConfigError(
+                f"config {cfg.filename!r} sets {name!r}, which nobody reads: {meant[0]!r} is "
+                "meant? Give a variable of your own a name that is less alike"
+            )
+    for option in options:
+        name = option.split(".")[0]
+        if name not in known and name not in cfg:
+            meant = difflib.get_close_matches(name, {*known, *cfg}, 1)
+            hint = f": {meant[0]!r} is meant?" if meant else ""
+            raise ConfigError(
+                f"--cfg-options sets {option!r}, but the config has no {name!r}{hint}"
+            )
 
 
 def names_config(source: object) -> bool:

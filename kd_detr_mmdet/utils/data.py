@@ -53,8 +53,9 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
             loaders of different classes, for a head that scores another number of them, and for an
             evaluator that reads other images than its loader.
     """
-    seen = set()
+    seen: dict[tuple, int | None] = {}
     for name in loaders:
+        numbers = []
         to_measure = name != "train_dataloader" and not any(
             evaluator.get("format_only") for evaluator in _evaluators(cfg, name)
         )
@@ -62,9 +63,16 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
             keys = ("type", "ann_file", "data_root", "data_prefix", "metainfo")
             key = (to_measure, *(str(dataset.get(name)) for name in keys))
             if key not in seen:
-                seen.add(key)
-                to_learn = name == "train_dataloader"
-                _check_coco(dataset, f"{name}.dataset", to_learn, to_measure)
+                seen[key] = _check_coco(dataset, f"{name}.dataset", to_measure)
+            numbers.append(seen[key])
+        # One of several joined data sets may be of images without objects.
+        if (to_measure or name == "train_dataloader") and numbers and set(numbers) == {0}:
+            dataset = next(_coco_datasets(cfg[name].dataset))
+            raise ConfigError(
+                f"{name}.dataset: {str(_ann_file(dataset))!r} has no box of the classes that "
+                "counts: boxes are [x, y, width, height] in pixels, at least one pixel large, "
+                "within their image and no crowd"
+            )
         _check_evaluators(cfg, name)
     _check_classes(cfg, loaders)
 
@@ -251,9 +259,10 @@ def _read_coco(path: Path, where: str) -> dict:
     return content
 
 
-def _check_coco(dataset: dict, where: str, to_learn: bool, to_measure: bool) -> None:
+def _check_coco(dataset: dict, where: str, to_measure: bool) -> int | None:
+    """Check one data set; its number of boxes, or None if it lies elsewhere."""
     if _is_remote(dataset):
-        return
+        return None
     path = _ann_file(dataset)
     content = _read_coco(path, where)
     known = {category.get("name") for category in content.get("categories") or []}
@@ -270,12 +279,8 @@ def _check_coco(dataset: dict, where: str, to_learn: bool, to_measure: bool) -> 
             f"count as a class: for one class write ({classes[0]!r},), with the comma"
         )
     _check_annotations(content, where, str(path), to_measure)
-    if (to_learn or to_measure) and not boxes_by_class(content, classes).of_class.total():
-        raise ConfigError(
-            f"{where}: {str(path)!r} has no box of the classes that counts: boxes are [x, y, "
-            "width, height] in pixels, at least one pixel large, within their image and no crowd"
-        )
     _check_images(content["images"], _image_folder(dataset), where, str(path))
+    return boxes_by_class(content, classes).of_class.total()
 
 
 def _check_annotations(content: dict, where: str, ann_file: str, to_measure: bool) -> None:

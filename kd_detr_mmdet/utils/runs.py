@@ -1,5 +1,6 @@
 """Training runs as processes: start them, wait for them, read what they have logged."""
 
+import argparse
 import contextlib
 import json
 import math
@@ -17,6 +18,13 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[2]
 LINES_TOLD = 20  # of a failed job's log
 POSITIONS = ("iter", "step", "epoch")  # of a logged row: where, not what
+
+
+def at_least_one(text: str) -> int:
+    """An option that counts something, for argparse."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
 
 
 class Job:

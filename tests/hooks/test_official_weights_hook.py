@@ -10,6 +10,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from kd_detr_mmdet.detectors.inherit import start_from
 from kd_detr_mmdet.families.dino import from_official
 from kd_detr_mmdet.hooks import OfficialWeightsHook
+from kd_detr_mmdet.utils.errors import ConfigError
 
 KEY = "decoder.ref_point_head.layers.0.weight"
 
@@ -29,7 +30,8 @@ def test_load_from_fits_the_layer_that_reads_boxes(official, kd_config, distille
     weights, detector = official
     model = build(kd_config(student=dino_config(width=256))) if distilled else detector
     checkpoint = dict(state_dict=dict(weights), meta={})
-    OfficialWeightsHook().after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+    runner = SimpleNamespace(model=model, _resume=False)
+    OfficialWeightsHook().after_load_checkpoint(runner, checkpoint)
     _load_checkpoint_to_model(model, checkpoint)  # as the Runner goes on
     assert torch.equal(model.state_dict()[KEY], from_official(weights, detector)[KEY])
 
@@ -39,6 +41,25 @@ def test_a_student_starts_from_it(official, tmp_path):
     torch.save(dict(state_dict=weights), tmp_path / "zoo.pth")
     start_from(detector, tmp_path / "zoo.pth")
     assert torch.equal(detector.state_dict()[KEY], from_official(weights, detector)[KEY])
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("other", ["wider", "deeper", "shallower"])
+def test_resuming_needs_the_very_same_weights(kd_config, other, distilled):
+    """MMEngine would go on with random weights where shapes differ, and a line in the log."""
+    model = build(kd_config(student=dino_config())) if distilled else build(dino_config())
+    foreign = dict(
+        wider=dino_config(width=64),
+        deeper=dino_config(decoder_layers=3),
+        shallower=dino_config(decoder_layers=1),
+    )[other]
+    hook, runner = OfficialWeightsHook(), SimpleNamespace(model=model, _resume=True)
+    hook.after_load_checkpoint(runner, dict(state_dict=dict(model.state_dict())))
+    checkpoint = dict(state_dict=build(foreign).state_dict())
+    with pytest.raises(ConfigError, match="--resume: .* of another model: .*set load_from"):
+        hook.after_load_checkpoint(runner, checkpoint)
+    # As a start it is MMEngine's own affair.
+    hook.after_load_checkpoint(SimpleNamespace(model=model, _resume=False), checkpoint)
 
 
 @pytest.mark.parametrize("content", [dict(state_dict=None), {}])

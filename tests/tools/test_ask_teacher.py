@@ -205,6 +205,12 @@ def test_a_two_stage_student_is_asked_at_proposals_and_ground_truth(
         torch.testing.assert_close(truth[1], torch.tensor(boxes).reshape(-1, 4) / 2)
 
 
+def test_no_random_boxes(run):
+    code, line, _ = run("ask_teacher.py", "config.py", "--num-general", 0)
+    assert code == 2
+    assert line.endswith("--num-general: must be an integer of at least 1, got '0'")
+
+
 def test_what_cannot_be_asked(tool, config):
     alone = config.copy()
     alone.model = dino_config()

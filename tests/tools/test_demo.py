@@ -65,6 +65,13 @@ def test_the_report_has_the_promised_keys_and_a_picture(tmp_path, monkeypatch):
     torch.set_num_threads(1)
 
 
+def test_no_epochs_are_no_demo(run):
+    """0 was taken for no option, and the whole demo began."""
+    code, line, _ = run("demo.py", "--epochs", 0)
+    assert code == 2
+    assert line.endswith("--epochs: must be an integer of at least 1, got '0'")
+
+
 @pytest.mark.slow
 def test_the_whole_demo_shortened(tmp_path):
     arguments = [

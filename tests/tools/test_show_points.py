@@ -64,6 +64,11 @@ def test_the_picture(tool, config, tmp_path, monkeypatch):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_of_another_format(tool, config, tmp_path, monkeypatch):
+    with pytest.raises(tool.ConfigError, match=r"must end in .png, .svg or .pdf, got 'x.bmp'"):
+        run(tool, config, tmp_path, monkeypatch, "--out", "x.bmp")
+
+
 @pytest.mark.parametrize("student", ["dino", "faster_rcnn"])
 def test_the_picture_of_a_file(tool, config, tmp_path, kd_config, monkeypatch, student):
     """No annotations, and no training data: a picture for a paper."""

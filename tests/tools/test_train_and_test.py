@@ -164,6 +164,51 @@ def test_bad_options(write_config, run, options, told):
 
 
 @pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("optim_wraper.optimizer.lr=1", "no 'optim_wraper': 'optim_wrapper' is meant?"),
+        ("quark=1", "the config has no 'quark'"),
+        ("model", "--cfg-options takes key=value, got ['model']"),
+        ("model.type.x=1", "--cfg-options cannot set 'model.type.x'"),
+        ("param_scheduler.9.end=1", "--cfg-options cannot set 'param_scheduler.9.end'"),
+        ("default_hooks.checkpont.interval=5", "no type, as one whose name is misspelt"),
+        ("train_dataloader.batch_size=0", "a data loader of the config: batch_size should be"),
+    ],
+)
+def test_options_that_lead_nowhere(write_config, run, option, told):
+    code, line, _ = run("train.py", write_config(distilled=False), "--cfg-options", option)
+    assert code == 2
+    assert "error: " in line
+    assert told in line
+
+
+def test_options_that_the_config_does_not_name(write_config, run):
+    """Settings of MMEngine's Runner, and what the config's own variables are called."""
+    config = write_config(distilled=False)
+    Path(config).write_text(Path(config).read_text() + "max_epochs = 3\n")
+    for option in ("sync_bn=torch", "find_unused_parameters=True", "max_epochs=4"):
+        options = ["--cfg-options", option, "train_dataloader.batch_size=0"]
+        assert_refused(run("train.py", config, *options), "batch_size")
+
+
+def test_a_misspelt_name_in_the_config(write_config, run):
+    config = write_config(distilled=False)
+    Path(config).write_text(Path(config).read_text() + "optim_wraper = dict(lr=1)\n")
+    assert_refused(run("train.py", config), "'optim_wraper'", "'optim_wrapper' is meant?")
+
+
+def test_resuming_from_nothing_or_another_model(write_config, run, tmp_path):
+    config = write_config(distilled=False)
+    options = ["--cfg-options", "train_cfg.val_interval=2"]
+    code, _, out = run("train.py", config, "--resume", *options)
+    assert code == 0
+    assert f"no checkpoint in {str(tmp_path / 'work')!r}: training starts from the" in out
+    bigger = ["--cfg-options", "model.num_queries=13", "train_cfg.max_epochs=2"]
+    result = run("train.py", config, "--resume", *bigger)
+    assert_refused(result, "of another model: 1 weights", "query_embedding.weight", "load_from")
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [
         (None, "no annotation file"),

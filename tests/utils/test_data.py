@@ -262,6 +262,15 @@ def test_annotations_that_would_teach_nothing_or_another_class(root, changes, wh
     assert re.search(why, refused(coco(root)))
 
 
+def test_one_of_several_data_sets_may_be_of_images_without_objects(root):
+    empty = root / "annotations" / "empty.json"
+    content = {**json.loads(annotations(root).read_text()), "annotations": []}
+    empty.write_text(json.dumps(content))
+    negatives = {**coco(root), "ann_file": str(empty)}
+    check_data(config(dict(type="ConcatDataset", datasets=[negatives, coco(root)])))
+    assert "empty.json" in refused(dict(type="ConcatDataset", datasets=[negatives] * 2))
+
+
 def test_no_annotations(root):
     edit(root, annotations=[])
     assert "has no box of the classes that counts" in refused(coco(root))
