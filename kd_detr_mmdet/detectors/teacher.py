@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..families.dino import from_official
 from ..utils.checkpoints import read_checkpoint
 from ..utils.configs import DetectorSource, model_config
-from ..utils.data import class_names
+from ..utils.data import class_lists
 from ..utils.errors import ConfigError, shorten
 
 # From its first training step on, mmdet's DDQ-DETR saves these weights of its head once more.
@@ -174,7 +174,7 @@ def load_strictly(
     detector.load_state_dict(weights, strict=False)
 
     meta = content.get("meta") or {}
-    classes = class_names(meta.get("dataset_meta") or meta)
+    classes = class_lists(meta.get("dataset_meta") or meta)
     path = Path(checkpoint).expanduser()
     detector.checkpoint_info = dict(
         source=checkpoint,

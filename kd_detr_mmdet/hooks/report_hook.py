@@ -9,7 +9,7 @@ from ..detectors import KDDETR
 from ..detectors.kddetr import check_single_class
 from ..points import CoordinateSampler, QueryPairing
 from ..utils.complexity import gflops, params_m
-from ..utils.data import class_names
+from ..utils.data import class_lists
 from ..utils.errors import ConfigError, brief
 
 
@@ -25,7 +25,7 @@ class DistillReportHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = getattr(runner.model, "module", runner.model)
-        classes = class_names(getattr(runner.train_dataloader.dataset, "metainfo", {}))
+        classes = class_lists(getattr(runner.train_dataloader.dataset, "metainfo", {}))
         if len(classes) > 1:
             raise ConfigError(
                 "the training data are data sets of different classes, "

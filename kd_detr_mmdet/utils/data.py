@@ -56,8 +56,10 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
     seen: dict[tuple, int | None] = {}
     for name in loaders:
         numbers = []
-        to_measure = name != "train_dataloader" and not any(
-            evaluator.get("format_only") for evaluator in _evaluators(cfg, name)
+        judges = _evaluators(cfg, name)
+        kinds = [getattr(judge.get("type"), "__name__", str(judge.get("type"))) for judge in judges]
+        to_measure = any(kind.endswith("CocoMetric") for kind in kinds) and not any(
+            judge.get("format_only") for judge in judges
         )
         for dataset in _coco_datasets((cfg.get(name) or {}).get("dataset")):
             keys = ("type", "ann_file", "data_root", "data_prefix", "metainfo")
@@ -80,7 +82,8 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
 def boxes_by_class(content: dict, classes: tuple[str, ...]) -> Boxes:
     """Count what MMDetection's ``CocoDataset`` takes of an annotation file's content."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    names = {c["id"]: c["name"] for c in content["categories"] if c["name"] in classes}
+    known = content.get("categories") or []
+    names = {c.get("id"): c["name"] for c in known if c.get("name") in classes}
     of_class, beyond = Counter(dict.fromkeys(classes, 0)), 0
     annotations = content.get("annotations") or []
     for annotation in annotations:
@@ -88,9 +91,9 @@ def boxes_by_class(content: dict, classes: tuple[str, ...]) -> Boxes:
         across, down = sizes.get(annotation["image_id"], (0, 0))
         inside = min(x + width, across) > max(x, 0) and min(y + height, down) > max(y, 0)
         large = annotation["area"] > 0 and width >= 1 and height >= 1
-        known = annotation["category_id"] in names
-        if inside and large and known and not annotation.get("iscrowd"):
-            of_class[names[annotation["category_id"]]] += 1
+        name = names.get(annotation["category_id"])
+        if inside and large and name is not None and not annotation.get("iscrowd"):
+            of_class[name] += 1
             beyond += min(x, y) < -1 or x + width > across + 1 or y + height > down + 1
     return Boxes(of_class, len(annotations) - of_class.total(), beyond)
 
@@ -126,7 +129,7 @@ def count_boxes(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> Iterator[str
             yield told
 
 
-def class_names(metainfo: dict | list[dict]) -> list[tuple[str, ...]]:
+def class_lists(metainfo: dict | list[dict]) -> list[tuple[str, ...]]:
     """The class names that meta information of a data set, or of several that are joined, tells.
 
     Args:
@@ -153,7 +156,7 @@ def read_images(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> Iterator[str
     sizes: dict[Path, tuple[int, int]] = {}
     for name in loaders:
         for dataset in _coco_datasets((cfg.get(name) or {}).get("dataset")):
-            if _is_remote(dataset):
+            if _is_remote(dataset) or not _names_files(dataset):
                 continue
             content = json.loads(_ann_file(dataset).read_bytes())
             for image in content["images"]:
@@ -237,8 +240,17 @@ def check_labels(cfg: Config, loader: str, trained: tuple[str, ...] | None) -> N
         print_log(f"{told}: their labels are taken for the same", "current", level=30)
 
 
+def _kind(dataset: dict) -> type[CocoDataset]:
+    return DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+
+
+def _names_files(dataset: dict) -> bool:
+    """Whether images are where ``file_name`` says: LVIS and Objects365 have ways of their own."""
+    return _kind(dataset).load_data_list is CocoDataset.load_data_list
+
+
 def _classes_of(dataset: dict) -> tuple[str, ...]:
-    kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    kind = _kind(dataset)
     classes = (dataset.get("metainfo") or {}).get("classes") or kind.METAINFO.get("classes", ())
     return (classes,) if isinstance(classes, str) else tuple(classes)
 
@@ -279,7 +291,8 @@ def _check_coco(dataset: dict, where: str, to_measure: bool) -> int | None:
             f"count as a class: for one class write ({classes[0]!r},), with the comma"
         )
     _check_annotations(content, where, str(path), to_measure)
-    _check_images(content["images"], _image_folder(dataset), where, str(path))
+    if _names_files(dataset):
+        _check_images(content["images"], _image_folder(dataset), where, str(path))
     return boxes_by_class(content, classes).of_class.total()
 
 
@@ -305,6 +318,8 @@ def _check_annotations(content: dict, where: str, ann_file: str, to_measure: boo
             wrong += ": write 0, or 1 for a crowd" if lacks == {"iscrowd"} else ""
         elif len(box) != 4 or not all(isinstance(v, (int, float)) and isfinite(v) for v in box):
             wrong = f"has no box of four numbers: {box}"
+        elif not isinstance(annotation["area"], (int, float)):
+            wrong = f"has no number for 'area': {annotation['area']!r}"
         else:
             continue
         name = files.get(annotation.get("image_id"))

@@ -214,7 +214,7 @@ def test_joined_data_sets_tell_their_classes_one_by_one(taught, batch):
     joined.metainfo = [dict(classes=SHAPES, palette=1), dict(classes=list(SHAPES), palette=2)]
     assert len(run_hook(taught, batch(taught), images=joined, classes=None)) == 1
     joined.metainfo = [dict(classes=SHAPES), dict(classes=("disc", "square", "triangle", "cross"))]
-    with pytest.raises(ConfigError, match="several data sets of different classes.*ring.*cross"):
+    with pytest.raises(ConfigError, match="data sets of different classes.*ring.*cross"):
         run_hook(taught, batch(taught), images=joined, classes=None)
 
 

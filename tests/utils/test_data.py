@@ -9,7 +9,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
-from kd_detr_mmdet.utils.data import check_data, count_boxes
+from kd_detr_mmdet.utils.data import check_data, count_boxes, read_images
 from kd_detr_mmdet.utils.errors import ConfigError
 
 
@@ -59,6 +59,10 @@ def refused(dataset):
     message = told(config(dataset))
     assert message.startswith("train_dataloader.dataset: ")
     return message
+
+
+def evaluator(root, split="val"):
+    return dict(type="CocoMetric", ann_file=str(annotations(root, split)))
 
 
 def edit_annotations(root, split="train", **changes):
@@ -189,9 +193,20 @@ def test_wrapped_data_sets_are_checked(root, kind):
     assert "no annotation file" in refused(wrapped(coco(root), kind))
 
 
-def test_subclasses_of_coco_are_checked(root):
+@pytest.mark.parametrize("kind", ["DeepFashionDataset", "LVISV1Dataset"])
+def test_subclasses_of_coco_are_checked(root, kind):
     annotations(root).unlink()
-    assert "no annotation file" in refused({**coco(root), "type": "LVISV1Dataset"})
+    assert "no annotation file" in refused({**coco(root), "type": kind})
+
+
+def test_images_that_are_found_by_other_means_than_their_name(root):
+    """LVIS has their URLs alone."""
+    content = json.loads(annotations(root).read_text())
+    edit(root, images=[{k: i[k] for k in ("id", "width", "height")} for i in content["images"]])
+    cfg = config({**coco(root), "type": "LVISV1Dataset"})
+    check_data(cfg)
+    assert list(read_images(cfg)) == []
+    assert "file_name" in refused({**coco(root), "type": "DeepFashionDataset"})
 
 
 @pytest.mark.parametrize("kind", ["VOCDataset", "NoSuchDataset"])
@@ -254,6 +269,7 @@ def test_every_data_set_of_one_annotation_file_is_checked(root, change, told):
         (dict(image_id=None), "lacks 'image_id'"),
         (dict(bbox=lambda box: [v / 1000 for v in box]), "has no box of the classes that counts"),
         (dict(area=0), "has no box of the classes that counts"),
+        (dict(area="0"), "has no number for 'area': '0'"),
         (dict(iscrowd=1), "has no box of the classes that counts"),
     ],
 )
@@ -295,7 +311,9 @@ def test_what_evaluation_alone_needs(root):
     for split in ("train", "val"):
         edit_annotations(root, split, iscrowd=None)
     check_data(config(coco(root)))
-    message = told(config(val=coco(root, "val", test_mode=True)))
+    val = coco(root, "val", test_mode=True)
+    check_data(config(val=val, val_evaluator=dict(type="VOCMetric")))
+    message = told(config(val=val, val_evaluator=[evaluator(root)]))
     assert message.startswith("val_dataloader.dataset: ")
     assert "lacks 'iscrowd': write 0, or 1 for a crowd" in message
 
@@ -303,12 +321,18 @@ def test_what_evaluation_alone_needs(root):
 def test_images_to_predict_on_need_no_boxes(root):
     edit_annotations(root, "val", iscrowd=None, area=0)
     val = coco(root, "val", test_mode=True)
-    assert "lacks 'iscrowd'" in told(config(test=val))
-    check_data(config(test=val, test_evaluator=dict(type="CocoMetric", format_only=True)))
+    judge = evaluator(root)
+    assert "lacks 'iscrowd'" in told(config(test=val, test_evaluator=judge))
+    edit_annotations(root, "val", id=lambda i: i, area=0)
+    check_data(config(test=val, test_evaluator=dict(judge, format_only=True)))
 
 
-def evaluator(root, split="val"):
-    return dict(type="CocoMetric", ann_file=str(annotations(root, split)))
+def test_boxes_to_measure_by(root):
+    edit_annotations(root, "val", area=0)
+    val = coco(root, "val", test_mode=True)
+    message = told(config(val=val, val_evaluator=evaluator(root)))
+    assert message.startswith("val_dataloader.dataset: ")
+    assert "has no box of the classes that counts" in message
 
 
 def test_an_evaluator_reads_the_loaders_images(root):
