@@ -123,6 +123,6 @@ def _counterpart(name: str, student: BaseDetector, teacher: BaseDetector) -> str
     parts = name.split(".")
     if parts[0] == "bbox_head" and parts[1].endswith("_branches"):
         depth, other = (model.decoder.num_layers for model in (student, teacher))
-        if int(parts[2]) >= depth:
+        if parts[2].isdigit() and int(parts[2]) >= depth:
             parts[2] = str(int(parts[2]) - depth + other)
     return ".".join(parts)

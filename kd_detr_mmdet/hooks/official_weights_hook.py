@@ -5,6 +5,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..detectors.teacher import weights_of
 from ..families.dino import from_official
 from ..utils.errors import ConfigError, shorten
 
@@ -31,7 +32,8 @@ class OfficialWeightsHook(Hook):
         checkpoint["state_dict"] = weights = from_official(weights, model)
         if not runner._resume:
             return
-        shapes, theirs = ({k: v.shape for k, v in w.items()} for w in (model.state_dict(), weights))
+        both = weights_of(model.state_dict()), weights_of(weights)
+        shapes, theirs = ({name: value.shape for name, value in w.items()} for w in both)
         differ = sorted(k for k in shapes.keys() | theirs.keys() if shapes.get(k) != theirs.get(k))
         if differ:
             raise ConfigError(

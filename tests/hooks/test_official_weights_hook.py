@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build, dino_config
+from conftest import build, ddq_config, dino_config
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 from kd_detr_mmdet.detectors.inherit import start_from
@@ -60,6 +60,16 @@ def test_resuming_needs_the_very_same_weights(kd_config, other, distilled):
         hook.after_load_checkpoint(runner, checkpoint)
     # As a start it is MMEngine's own affair.
     hook.after_load_checkpoint(SimpleNamespace(model=model, _resume=False), checkpoint)
+
+
+def test_a_ddq_detr_that_has_trained_is_resumed_by_one_that_has_not(batch):
+    """mmdet's saves some weights by a second name from its first step on."""
+    trained, fresh = build(ddq_config()).train(), build(ddq_config())
+    trained(**batch(trained), mode="loss")
+    weights = trained.state_dict()
+    assert weights.keys() > fresh.state_dict().keys()
+    runner = SimpleNamespace(model=fresh, _resume=True)
+    OfficialWeightsHook().after_load_checkpoint(runner, dict(state_dict=weights))
 
 
 @pytest.mark.parametrize("content", [dict(state_dict=None), {}])
