@@ -61,6 +61,13 @@ def main() -> None:
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise ConfigError("--auto-scale-lr needs auto_scale_lr.base_batch_size in the config")
+        steps = (cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)
+        if steps > 1:
+            raise ConfigError(
+                f"--auto-scale-lr counts the images of one iteration, and optim_wrapper."
+                f"accumulative_counts={steps} adds up the gradients of {steps}: leave it out where "
+                f"that makes up for fewer, or set the learning rate yourself"
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

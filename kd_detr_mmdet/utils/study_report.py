@@ -108,9 +108,10 @@ def compare(run: Run, results: Results) -> dict:
     equal_time, plateau, shares = {}, {}, {}
     for seed in sorted(own.keys() & base.keys()):
         mine, theirs = own[seed], base[seed]
-        goal = theirs["best_bbox_mAP"]
-        reached = seconds_to(goal, mine["curve"])
-        shares[seed] = math.inf if reached is None else reached / seconds_to(goal, theirs["curve"])
+        if goal := theirs["best_bbox_mAP"]:  # of a baseline that found nothing all are ahead
+            reached = seconds_to(goal, mine["curve"])
+            whole = seconds_to(goal, theirs["curve"])
+            shares[seed] = math.inf if reached is None else reached / whole
         if all(seed in results.get(name, {}) for name in run.same_time):
             others = [results[name][seed] for name in run.same_time]
             # Ahead of what trained for less time says nothing of equal time.
@@ -179,12 +180,15 @@ def ahead_of(report: dict, name: str) -> dict[str, dict]:
 
     Returns:
         dict: By run, the differences in AP of the seeds that both have finished, as
-            :func:`interval` tells them; without runs that share no such seed.
+            :func:`interval` tells them; without teachers, and runs that share no such seed.
 
     Raises:
         ConfigError: If the report has no run of that name, or none to compare it with.
     """
     results = results_of(report)
+    # A teacher's seed has no student of that seed for its pair.
+    teachers = {result.get("teacher") for own in results.values() for result in own.values()}
+    results = {run: own for run, own in results.items() if run not in teachers}
     if name not in results:
         known = ", ".join(map(repr, results))
         raise ConfigError(f"no run {name!r} in this report; it has {known}")

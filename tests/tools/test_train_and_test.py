@@ -99,6 +99,12 @@ def test_a_checkpoint_of_classes_in_another_order(write_config, run, tmp_path):
     assert "their labels are taken for the same" in out
 
 
+def test_gradients_that_add_up_are_no_smaller_batch(write_config, run):
+    """MMEngine scales the learning rate as if there were none."""
+    config = write_config(**{"optim_wrapper.accumulative_counts": 4})
+    assert_refused(run("train.py", config, "--auto-scale-lr"), "accumulative_counts=4")
+
+
 def test_amp_without_a_gpu(write_config, run):
     assert_refused(run("train.py", write_config(), "--amp"), "--amp needs a GPU", "--amp bfloat16")
 

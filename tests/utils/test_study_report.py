@@ -122,6 +122,13 @@ def test_time_to_the_baselines_best():
     assert told["time_to_baseline"]["reached"] == 2
 
 
+def test_of_a_baseline_that_found_nothing_no_time_is_told():
+    results = {"alone": {0: result((100, 10, 0))}, "both": {0: result((100, 20, 5))}}
+    told = compare(run("both", baseline="alone", same_time=("alone",)), results)
+    assert told["time_to_baseline"] == dict(median=None, per_seed={}, reached=0, seeds=0)
+    assert told["equal_iterations"]["per_seed"] == pytest.approx({0: 5})
+
+
 def test_only_seeds_that_are_complete_count():
     results = {**RESULTS, "longer": {0: RESULTS["longer"][0]}}
     told = compare(BOTH, results)
@@ -141,6 +148,7 @@ def test_any_two_runs_are_compared_in_pairs():
         "other": {n: result((200, 30, ap)) for n, ap in ((5, 50), (1, 21), (0, 26))},
     }
     study = replace(STUDY, runs={**STUDY.runs, "other": run("other")})
+    results["both"] = {seed: dict(own, teacher="dino") for seed, own in results["both"].items()}
     report = json.loads(json.dumps(summarize(study, results)))  # as read from a file
     told = ahead_of(report, "both")
     # 26 - 28 and 21 - 17; seed 5 has no partner, and "longer" trained for other iterations.
@@ -150,11 +158,11 @@ def test_any_two_runs_are_compared_in_pairs():
     # t(0.975, 1) = 12.7062; the standard error of -2 and 4 is 3.
     assert told["other"]["low"] == pytest.approx(1 - 12.7062 * 3, abs=1e-3)
     assert told["alone"]["per_seed"] == pytest.approx({0: -8, 1: 1})
-    assert set(told) == {"other", "alone", "dino"}
+    assert set(told) == {"other", "alone"}  # and not the teacher
     assert ahead_of(report, "alone")["both"]["per_seed"] == pytest.approx({0: 8, 1: -1})
     with pytest.raises(ConfigError, match="no other run has a seed and the iterations of 'longer'"):
         ahead_of(report, "longer")
-    with pytest.raises(ConfigError, match="no run 'bth' in this report; it has 'dino', 'alone'"):
+    with pytest.raises(ConfigError, match="no run 'bth' in this report; it has 'alone'"):
         ahead_of(report, "bth")
 
 
