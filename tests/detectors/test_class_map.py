@@ -97,6 +97,23 @@ def test_a_teacher_of_seven_classes_teaches_four(tmp_path, batch, kind):
         assert gradient[[0, 2, 3]].all() and gradient[1] == 0
 
 
+def test_a_roi_head_is_asked_for_the_box_of_its_own_class(pair, batch, monkeypatch):
+    """And not of the class with the number that the shared one has among the shared."""
+    model = pair(two_stage_config(), dino_config(**TEACHER, num_classes=7), class_map="names")
+    model.class_map.resolve(("cat", "tree", "dog", "person"), COCO)
+    asked, answer = [], model.student_family.answer
+
+    def noted(record, points, labels, looks):
+        asked.append(labels.flatten())
+        return answer(record, points, labels, looks)
+
+    monkeypatch.setattr(model.student_family, "answer", noted)
+    model.train()(**batch(model), mode="loss")
+    numbers = set(torch.cat(asked).tolist())
+    assert numbers <= {0, 2, 3}  # 1 is the tree, which the teacher does not know
+    assert numbers & {2, 3}
+
+
 def test_a_background_that_the_teacher_is_sure_of_is_no_class(pair, batch):
     model = pair(
         detr_config(), detr_config(num_classes=7), points=dict(num_general=0), class_map="names"

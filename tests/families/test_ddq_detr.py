@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ddq_config, noisy
+from conftest import build, ddq_config, noisy
 
 from kd_detr_mmdet.families import build_family
 from kd_detr_mmdet.points import DistillPoints
@@ -90,3 +90,13 @@ def test_its_book_is_put_back(many, batch, monkeypatch, fails):
     assert book["dis_query_info"] == info != [0, 5]
     assert [part.training for part in parts] == [True, True]
     assert all(module.cache_dict is book for module in many.modules())
+
+
+def test_of_several_selections_the_last_counts():
+    """mmdet notes one before each layer but the first, for each head, and predicts by the last."""
+    family = build_family(build(ddq_config(decoder_layers=3)))
+    first = torch.tensor([[True, True, False], [False, True, True]])
+    last = torch.tensor([[True, False, False], [False, False, True]])
+    of_two_heads = [m.repeat_interleave(2, 0)[:, None].expand(-1, 3, -1) for m in (first, last)]
+    family.detector.cache_dict.update(num_heads=2, distinct_query_mask=of_two_heads)
+    assert torch.equal(family._distinct(), last)

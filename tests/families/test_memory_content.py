@@ -24,6 +24,14 @@ def record():
     )
 
 
+def test_the_level_of_an_oblong_box(record):
+    """The root of its area counts: 0.05 of a box of 0.2 x 0.0125, on the first level."""
+    family = build_family(build(dino_config()), "memory")
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.0125]]]).expand(2, -1, -1)
+    content = family.content_at(DistillPoints(boxes), record)
+    assert (content[0, 0] == 2 * 6 + 3).all()  # row 2, column 3; on the second level 24 + 4
+
+
 def test_the_place_of_a_box_in_the_memory(record):
     family = build_family(build(dino_config()), "memory")
     boxes = torch.tensor(

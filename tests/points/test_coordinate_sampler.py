@@ -59,6 +59,12 @@ def test_points_know_which_sampled_rois_they_are(boxes, add_ground_truth):
         torch.testing.assert_close(places[known], boxes_of_image[rois[known]])
 
 
+def test_half_a_percent_cut_off_is_another_roi():
+    own = torch.tensor([[0.905, 0.5, 0.2, 0.2], [0.9, 0.5, 0.2, 0.2]])
+    points = sampler(boxes="sampled", max_points=2).sample([own], [NONE], (0, 0))
+    assert sorted(points.rois[0].tolist()) == [-1, 1]
+
+
 def test_a_roi_that_was_cut_is_asked_anew():
     # The loss may sample ground truth that reaches out of the image; ending at its border is none.
     own = torch.tensor([[0.95, 0.5, 0.2, 0.2], [0.9, 0.5, 0.2, 0.2], [1 / 3, 0.5, 2 / 3, 1.0]])

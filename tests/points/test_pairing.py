@@ -7,6 +7,7 @@ import torch
 from conftest import FAMILY_CONFIGS, dab_config, detr_config, dino_config
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import DetDataSample
+from mmengine.hub import get_config
 from mmengine.structures import InstanceData
 
 from kd_detr_mmdet.losses import RebalancedDistillLoss
@@ -334,3 +335,37 @@ def test_detrs_of_other_widths_can_be_paired(pair, batch, strategy):
     kd = pair(detr_config(), detr_config(width=64), points=points)
     losses = kd.train()(**batch(kd), mode="loss")
     assert losses[f"kd_loss_{strategy}_cls"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "has_background"),
+    [("dino/dino-4scale_r50_8xb2-12e_coco", False), ("detr/detr_r50_8xb2-150e_coco", True)],
+)
+def test_without_an_assigner_the_costs_are_mmdets(name, has_background):
+    """40 queries and 6 objects in each of 20 images, so that every cost decides somewhere."""
+    stock = get_config(f"mmdet::{name}.py").model.train_cfg.assigner
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 20, 40, 4, generator=generator)
+    boxes = 0.1 + 0.5 * torch.rand(1, 20, 40, 4, generator=generator)
+    answer = Answer(scores, boxes, has_background)
+    corners = torch.rand(20, 6, 2, 2, generator=generator).sort(2).values.flatten(2)
+    samples = [
+        DetDataSample(
+            metainfo=dict(img_shape=(100, 100)),
+            gt_instances=InstanceData(bboxes=100 * truth, labels=torch.arange(6) % 3),
+        )
+        for truth in corners
+    ]
+    default, theirs = (
+        paired("similar_foreground", answer, answer, samples, **options)
+        for options in ({}, dict(assigner=stock.to_dict()))
+    )
+    assert torch.equal(default.student.boxes, theirs.student.boxes)
+
+
+def test_what_is_matched_in_one_model_alone_is_not_unmatched():
+    """Three objects, two queries each, of which they share one object's: nothing is left over."""
+    student, teacher = said((LEFT, 0), (RIGHT, 2)), said((RIGHT, 2), (TOP, 1))
+    objects = sample((LEFT, 0), (RIGHT, 2), (TOP, 1))
+    pairs = paired("similar_general", student, teacher, [objects])
+    assert pairs.valid.tolist() == [[True]]

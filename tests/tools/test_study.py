@@ -231,7 +231,8 @@ def test_measure(tmp_path):
             dict(loss=1, time=9.0, iter=46),  # a busy moment
             evaluated(2, 0.9),  # its checkpoint was lost, so this comes again
         ],
-        second: [dict(loss=1, time=0.5, iter=46), evaluated(2, 0.2), evaluated(3, -1.0)],
+        second: [dict(loss=1, time=0.5, iter=46), evaluated(2, 0.2), evaluated(3, -1.0)]
+        + [dict(loss=1, time=0.5, iter=98), evaluated(4, 0.9)],  # beyond the checkpoint
     }
     for folder, lines in rows.items():
         folder.mkdir(parents=True)

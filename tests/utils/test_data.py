@@ -343,6 +343,12 @@ def test_an_evaluator_reads_the_loaders_images(root):
     copy = root / "annotations" / "relabelled.json"
     copy.write_bytes(annotations(root, "val").read_bytes())
     check_data(config(val=val, val_evaluator=dict(type="CocoMetric", ann_file=str(copy))))
+    content = json.loads(copy.read_text())
+    for image in content["images"]:  # the ids of another split's images
+        image["file_name"] = f"other_{image['file_name']}"
+    copy.write_text(json.dumps(content))
+    message = told(config(val=val, val_evaluator=dict(type="CocoMetric", ann_file=str(copy))))
+    assert "lists other images than" in message
     message = told(config(val=val, val_evaluator=evaluator(root, "train")))
     assert message.startswith("val_evaluator.ann_file: ")
     assert "lists other images than" in message

@@ -122,6 +122,15 @@ def test_time_to_the_baselines_best():
     assert told["time_to_baseline"]["reached"] == 2
 
 
+def test_time_to_the_best_and_not_to_the_last():
+    results = {
+        "alone": {0: result((100, 10, 22), (200, 20, 20))},
+        "both": {0: result((100, 5, 21), (200, 15, 22))},
+    }
+    told = compare(run("both", baseline="alone", same_time=("alone",)), results)
+    assert told["time_to_baseline"]["per_seed"] == {0: 1.5}  # 15 of 10 s to 22
+
+
 def test_of_a_baseline_that_found_nothing_no_time_is_told():
     results = {"alone": {0: result((100, 10, 0))}, "both": {0: result((100, 20, 5))}}
     told = compare(run("both", baseline="alone", same_time=("alone",)), results)
@@ -167,10 +176,10 @@ def test_any_two_runs_are_compared_in_pairs():
 
 
 def test_the_mean_curve_has_what_all_seeds_have():
-    results = {0: result((100, 10, 20), (150, 15, 99), (200, 20, 30)), 1: RESULTS["alone"][1]}
+    results = {0: result((100, 12, 20), (150, 15, 99), (200, 24, 30)), 1: RESULTS["alone"][1]}
     assert mean_curve(results) == [
-        dict(iteration=100, seconds=10, mean=15, low=10, high=20),
-        dict(iteration=200, seconds=20, mean=24, low=18, high=30),
+        dict(iteration=100, seconds=11, mean=15, low=10, high=20),
+        dict(iteration=200, seconds=22, mean=24, low=18, high=30),
     ]
 
 
