@@ -187,7 +187,8 @@ def ahead_of(report: dict, name: str) -> dict[str, dict]:
     """
     results = results_of(report)
     # A teacher's seed has no student of that seed for its pair.
-    teachers = {result.get("teacher") for own in results.values() for result in own.values()}
+    taught_by = (result.get("teacher") or {} for own in results.values() for result in own.values())
+    teachers = {teacher.get("name") for teacher in taught_by}
     results = {run: own for run, own in results.items() if run not in teachers}
     if name not in results:
         known = ", ".join(map(repr, results))

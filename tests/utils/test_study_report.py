@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.study import Run, Study
@@ -18,6 +19,8 @@ from kd_detr_mmdet.utils.study_report import (
     summarize,
     write_report,
 )
+
+STUDIES = ROOT / "docs" / "studies"
 
 
 def result(*points, commit="abc1234"):
@@ -157,7 +160,8 @@ def test_any_two_runs_are_compared_in_pairs():
         "other": {n: result((200, 30, ap)) for n, ap in ((5, 50), (1, 21), (0, 26))},
     }
     study = replace(STUDY, runs={**STUDY.runs, "other": run("other")})
-    results["both"] = {seed: dict(own, teacher="dino") for seed, own in results["both"].items()}
+    teacher = dict(name="dino", sha256="0" * 64)
+    results["both"] = {seed: dict(own, teacher=teacher) for seed, own in results["both"].items()}
     report = json.loads(json.dumps(summarize(study, results)))  # as read from a file
     told = ahead_of(report, "both")
     # 26 - 28 and 21 - 17; seed 5 has no partner, and "longer" trained for other iterations.
@@ -173,6 +177,16 @@ def test_any_two_runs_are_compared_in_pairs():
         ahead_of(report, "longer")
     with pytest.raises(ConfigError, match="no run 'bth' in this report; it has 'alone'"):
         ahead_of(report, "bth")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("docs/studies/*/report.json")), ids=lambda p: p.parent.name
+)
+def test_the_runs_of_a_stored_report_are_compared(path):
+    report = json.loads(path.read_text())
+    for name in report["gains"]:
+        told = ahead_of(report, name)
+        assert not any(report["rows"][other]["title"].startswith("teacher ") for other in told)
 
 
 def test_the_mean_curve_has_what_all_seeds_have():
