@@ -34,8 +34,8 @@ def files(folder):
     return {name for name in os.listdir(folder) if name.endswith(".pth")}
 
 
-def hook_of(runner, **options):
-    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1, **options)
+def hook_of(runner, kept=1, **options):
+    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=kept, **options)
     hook.before_train(runner)
     return hook
 
@@ -60,6 +60,13 @@ def test_the_last_checkpoint_goes_when_the_next_is_there(tmp_path):
     assert files(tmp_path) == {"epoch_3.pth"}
     assert last(runner) == str(tmp_path / "epoch_3.pth")
     assert runner.message_hub.get_info("keep_ckpt_ids") == [3]
+
+
+def test_of_several_the_oldest_goes(tmp_path):
+    runner = Runner(tmp_path)
+    epochs(hook_of(runner, kept=2), runner, 4)
+    assert files(tmp_path) == {"epoch_3.pth", "epoch_4.pth"}
+    assert runner.message_hub.get_info("keep_ckpt_ids") == [3, 4]
 
 
 def test_so_does_the_best(tmp_path):

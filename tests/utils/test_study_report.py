@@ -234,6 +234,21 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "| +8.0 [-] (1) | -4.0 [-] (1) | -12.0 [-] (1) | 200% (1 of 1) |" in text
 
 
+def test_what_differs_between_seeds_is_a_mean_and_every_commit_is_named():
+    results = {
+        "dino": {7: result((100, 15, 30))},
+        "alone": {
+            0: result((100, 10, 20), commit="aaaaaaa, bbbbbbb"),
+            1: result((300, 40, 20), commit="ccccccc"),
+        },
+    }
+    report = summarize(STUDY, results)
+    row = report["rows"]["alone"]
+    assert (row["iterations"], row["seconds"]) == (200, 25)
+    assert report["commits"] == ["aaaaaaa", "abc1234", "bbbbbbb", "ccccccc"]
+    assert report["seeds"] == [0, 1]  # of the students, not of the teacher
+
+
 def test_what_is_not_finished_is_left_out():
     report = summarize(STUDY, {"both": RESULTS["both"]})
     assert list(report["rows"]) == ["both"]
