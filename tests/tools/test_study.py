@@ -51,7 +51,8 @@ if "fail" in does:
 time.sleep(1.5 if "slow" in does else 600 if "hang" in does else 0)
 log = folder / "20260101_000000" / "vis_data" / "scalars.json"
 log.parent.mkdir(parents=True, exist_ok=True)
-rows = [dict(loss=1.0, time=0.5, iter=20), {"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "step": 2}]
+rows = [dict(loss=1.0, time=0.5, iter=20)]
+rows += [{"coco/bbox_mAP": a, "coco/bbox_mAP_50": 2 * a, "step": s} for s, a in ((1, 0.3), (2, 0.25))]
 log.write_text("".join(json.dumps(row) + "\\n" for row in rows))
 shutil.copy(root / "epoch_2.pth", folder / "epoch_2.pth")
 (folder / "last_checkpoint").write_text(str(folder / "epoch_2.pth"))
@@ -155,6 +156,14 @@ def test_bad_data_is_told_in_one_line(write, tmp_path):
     study = read_study(write(data=dict(train=0, val=1, size=(64, 48), root=str(tmp_path / "d"))))
     with pytest.raises(ConfigError, match="data: "):
         make_data(study)
+
+
+def test_images_are_generated_as_asked_for(write, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(study_module, "generate_shapes", lambda *given: asked.append(given))
+    data = dict(train=6, val=2, size=(64, 48), seed=5, root=str(tmp_path))
+    make_data(read_study(write(data=data)))
+    assert asked == [(tmp_path, dict(train=6, val=2), (64, 48), 5)]
 
 
 def test_a_good_study(write):
@@ -295,9 +304,10 @@ def test_trains_in_order_and_only_once(write, run, calls, tmp_path):
     assert result["teacher"] == dict(name="t", sha256=digest)
     assert (result["seed"], result["config"], result["options"]) == (1, configs["quick"], {})
     assert (result["iterations"], result["seconds"], result["bbox_mAP"]) == (20, 10.0, 0.25)
+    assert result["best_bbox_mAP"] == 0.3  # after the first epoch
     assert result["commit"] == study_module.commit()
     report = (work / "report.md").read_text()
-    assert "| kd | 25.0 | 0.0 | 25.0 25.0 | 25.0 | 20 | 10 | 0 1 |" in report
+    assert "| kd | 25.0 | 0.0 | 25.0 25.0 | 30.0 | 20 | 10 | 0 1 |" in report
 
     before = calls(), (work / "kd/seed-1/result.json").stat().st_mtime_ns
     code, err, out = run(path, "--out", tmp_path / "report")
@@ -461,7 +471,7 @@ def test_seeds_trained_elsewhere_are_added(elsewhere, run, calls, tmp_path):
     assert run(path, "--seeds", 1, 2, "--add", report)[0] == 0
     assert sum("begin kd seed-0" in line for line in calls()) == 1  # only elsewhere
     told = (tmp_path / "work/report.md").read_text()
-    assert "| kd | 25.0 | 0.0 | 25.0 25.0 25.0 | 25.0 | 20 | 10 | 0 1 2 |" in told
+    assert "| kd | 25.0 | 0.0 | 25.0 25.0 25.0 | 30.0 | 20 | 10 | 0 1 2 |" in told
     assert "| kd | alone | +0.0 [+0.0, +0.0] (3) |" in told
     assert "| teacher t | 25.0 | - | 25.0 |" in told
     place = "Seeds 0 were trained elsewhere: a faster one; teacher t 44.4 AP; `--add "
