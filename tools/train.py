@@ -64,9 +64,9 @@ def main() -> None:
         steps = (cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)
         if steps > 1:
             raise ConfigError(
-                f"--auto-scale-lr counts the images of one iteration, and optim_wrapper."
-                f"accumulative_counts={steps} adds up the gradients of {steps}: leave it out where "
-                f"that makes up for fewer, or set the learning rate yourself"
+                "--auto-scale-lr counts the images of one iteration, and "
+                f"optim_wrapper.accumulative_counts={steps} adds up the gradients of {steps}: "
+                "leave it out where that makes up for fewer, or set the learning rate yourself"
             )
         cfg.auto_scale_lr.enable = True
     if args.resume:

@@ -68,7 +68,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
                 seen[key] = _check_coco(dataset, f"{name}.dataset", to_measure)
             numbers.append(seen[key])
         # One of several joined data sets may be of images without objects.
-        if (to_measure or name == "train_dataloader") and numbers and set(numbers) == {0}:
+        if (to_measure or name == "train_dataloader") and set(numbers) == {0}:
             dataset = next(_coco_datasets(cfg[name].dataset))
             raise ConfigError(
                 f"{name}.dataset: {str(_ann_file(dataset))!r} has no box of the classes that "
@@ -188,8 +188,7 @@ def _coco_datasets(dataset: dict | None) -> Iterator[dict]:
         return
     for inner in [dataset.get("dataset"), *(dataset.get("datasets") or [])]:
         yield from _coco_datasets(inner)
-    kind = dataset.get("type")
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    kind = _kind(dataset)
     if isinstance(kind, type) and issubclass(kind, CocoDataset) and dataset.get("ann_file"):
         yield dataset
 
@@ -240,8 +239,10 @@ def check_labels(cfg: Config, loader: str, trained: tuple[str, ...] | None) -> N
         print_log(f"{told}: their labels are taken for the same", "current", level=30)
 
 
-def _kind(dataset: dict) -> type[CocoDataset]:
-    return DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+def _kind(dataset: dict) -> type | None:
+    """A data set's class; None if nobody knows it."""
+    kind = dataset.get("type")
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
 
 
 def _names_files(dataset: dict) -> bool:
@@ -359,14 +360,13 @@ def _check_evaluators(cfg: Config, loader: str) -> None:
         path = evaluator.get("ann_file")
         if not path or "://" in str(path):
             continue
-        where = f"{loader.replace('dataloader', 'evaluator')}.ann_file"
-        judged = _read_coco(Path(path), where)
-        if len(datasets) > 1 or _is_remote(datasets[0]):
-            continue
+        comparable = len(datasets) == 1 and not _is_remote(datasets[0])
         shown = _ann_file(datasets[0])
-        if not os.path.samefile(path, shown) and _images(judged) != _images(
-            _read_coco(shown, f"{loader}.dataset")
-        ):
+        if comparable and os.path.exists(path) and os.path.samefile(path, shown):
+            continue  # that file has been read
+        where = f"{loader.replace('dataloader', 'evaluator')}.ann_file"
+        images = _images(_read_coco(Path(path), where))
+        if comparable and images != _images(_read_coco(shown, f"{loader}.dataset")):
             raise ConfigError(
                 f"{where}: {str(path)!r} lists other images than {str(shown)!r}, which {loader} "
                 "reads: the AP would compare images with the boxes of others"
