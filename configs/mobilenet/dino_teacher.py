@@ -27,7 +27,7 @@ test_evaluator = val_evaluator
 
 model = dict(bbox_head=dict(num_classes=len(classes)))
 
-max_epochs = 40
+max_epochs = 24
 train_cfg = dict(max_epochs=max_epochs, val_interval=8)
 default_hooks = dict(checkpoint=dict(interval=8))
 param_scheduler = [

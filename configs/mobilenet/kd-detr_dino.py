@@ -6,6 +6,6 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         config="{{ fileDirname }}/dino_teacher.py",
-        checkpoint="work_dirs/dino_teacher/epoch_40.pth",
+        checkpoint="work_dirs/dino_teacher/epoch_24.pth",
     ),
 )

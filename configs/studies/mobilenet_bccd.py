@@ -4,7 +4,7 @@ seeds = [0, 1, 2, 3, 4]
 
 teachers = dict(dino=dict(config="configs/mobilenet/dino_teacher.py"))
 
-_longer = {"train_cfg.max_epochs": 80, "param_scheduler.1.milestones": [64]}
+_longer = {"train_cfg.max_epochs": 48, "param_scheduler.1.milestones": [38]}
 
 
 def _distilled(title, **options):
