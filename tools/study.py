@@ -16,6 +16,7 @@ from kd_detr_mmdet.utils.runs import at_least_one
 from kd_detr_mmdet.utils.study import (
     Results,
     add_report,
+    check_taught,
     collect,
     make_data,
     make_tasks,
@@ -69,6 +70,7 @@ def main() -> None:
 
     failures = []
     if not args.report_only:
+        check_taught(tasks)
         make_data(study)
         failures = train_all(chosen, args.jobs, report, leave_if_terminated)
     if not failures:

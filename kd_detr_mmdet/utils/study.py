@@ -264,8 +264,7 @@ class Task:
         """What makes the run what it is, as JSON would return it."""
         teacher = None
         if self.teacher is not None:
-            path = self.teacher.checkpoint() if self.teacher.result() else None
-            digest = sha256(path) if path is not None and path.is_file() else None
+            digest = sha256(self.teacher.checkpoint()) if self.teacher.trained() else None
             teacher = dict(name=self.run.teacher, sha256=digest)
         settings = dict(
             config=self.run.config,
@@ -309,6 +308,11 @@ class Task:
         path = self.folder / "result.json"
         return read_json(path) if path.is_file() else None
 
+    def trained(self) -> bool:
+        """Whether it is finished and its checkpoint has not been cleared away since."""
+        pointer = self.folder / "last_checkpoint"
+        return self.result() is not None and pointer.is_file() and self.checkpoint().is_file()
+
     def checkpoint(self) -> Path:
         """The last checkpoint, wherever the folder was moved to since."""
         return self.folder / Path(checkpoint(self.folder)).name
@@ -325,8 +329,9 @@ class Task:
         if self.teacher is not None:
             if settings["teacher"]["sha256"] is None:
                 raise ConfigError(
-                    f"{self}: the checkpoint of teacher {self.run.teacher!r} is gone: delete "
-                    f"{self.teacher.folder} to train it anew"
+                    f"{self}: the checkpoint of teacher {self.run.teacher!r} is gone: bring it "
+                    f"back; or delete {self.teacher.folder} and what it has taught, to train all "
+                    "anew; or give another --work-dir"
                 )
             options[TEACHER_OPTION] = str(self.teacher.checkpoint())
         self.check()
@@ -452,6 +457,29 @@ def select(tasks: list[Task], names: Iterable[str] | None) -> list[Task]:
         raise ConfigError(f"--runs: unknown run {name!r}; known: {_listed(known)}")
     names |= {known[name].teacher for name in names}
     return [task for task in tasks if task.run.name in names]
+
+
+def check_taught(tasks: list[Task]) -> None:
+    """Check that no teacher would be trained anew that others have learnt from.
+
+    Two checkpoints of one config and seed are two teachers, and a report takes them for one.
+
+    Raises:
+        ConfigError: If a finished or started run names a checkpoint of a teacher that has none.
+    """
+    for task in tasks:
+        if task.teacher is None or task.teacher.result() is not None:
+            continue
+        for name in ("result.json", "started.json"):
+            path = task.folder / name
+            taught = read_json(path).get("teacher") if path.is_file() else None
+            if taught and taught["sha256"]:
+                raise ConfigError(
+                    f"{task.folder} was taught by a checkpoint ({taught['sha256'][:8]}) of "
+                    f"{task.run.teacher!r} that {task.teacher.folder} does not hold, and one "
+                    "trained now would be another: bring it back; or delete the folders of all "
+                    "that it has taught; or give another --work-dir"
+                )
 
 
 def make_data(study: Study) -> None:

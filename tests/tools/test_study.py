@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,19 +369,52 @@ def test_a_config_of_other_content_is_refused(write, run, tmp_path):
     assert run(path)[0] == 0
 
 
-def test_another_teacher_is_refused(write, run, tmp_path):
+@pytest.fixture
+def taught(write, run, tmp_path):
+    """A study of one pair that is finished, and the folder of its teacher."""
     config = str(tmp_path / "quick.py")
     path = write(
         teachers=dict(t=dict(config=config)), runs=dict(kd=dict(config=config, teacher="t"))
     )
     assert run(path)[0] == 0
-    torch.save(
-        dict(state_dict={}, meta=dict(epoch=2, iter=20), other=1),
-        tmp_path / "work/t/seed-0/epoch_2.pth",
-    )
+    return path, tmp_path / "work/t/seed-0"
+
+
+def test_another_teacher_is_refused(taught, run):
+    path, teacher = taught
+    torch.save(dict(state_dict={}, meta=dict(epoch=2, iter=20), other=1), teacher / "epoch_2.pth")
     code, err, _ = run(path)
     assert code == 2
     assert "another teacher" in err
+
+
+@pytest.mark.parametrize("runs", [[], ["--runs", "t"]])
+def test_a_teacher_is_not_trained_anew_beside_what_it_has_taught(
+    taught, run, calls, tmp_path, runs
+):
+    path, teacher = taught
+    before = calls()
+    shutil.rmtree(teacher)
+    code, err, _ = run(path, "--seeds", 0, 1, *runs)
+    assert code == 2
+    assert f"{tmp_path / 'work/kd/seed-0'} was taught by a checkpoint (" in err
+    assert len(err.splitlines()) == 1
+    assert calls() == before
+    # What is there can be reported, and once it is gone as well, all is trained anew.
+    assert run(path, "--report-only")[0] == 0
+    shutil.rmtree(tmp_path / "work/kd/seed-0")
+    assert run(path, "--seeds", 0, 1, *runs)[0] == 0
+
+
+@pytest.mark.parametrize("left", ["last_checkpoint", "epoch_2.pth", None])
+def test_without_a_teachers_checkpoint_there_is_a_report_and_no_training(taught, run, left):
+    path, teacher = taught
+    for name in {"last_checkpoint", "epoch_2.pth"} - {left}:
+        (teacher / name).unlink()
+    assert run(path, "--report-only")[0] == 0
+    code, err, _ = run(path, "--seeds", 0, 1)
+    assert code == 1
+    assert err.startswith("error: kd, seed 1: the checkpoint of teacher 't' is gone: bring it back")
 
 
 def test_an_interrupted_run_is_resumed(write, run, calls, tmp_path):

@@ -12,6 +12,7 @@ from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.study import Run, Study
 from kd_detr_mmdet.utils.study_report import (
     ahead_of,
+    best_within,
     compare,
     interval,
     machine,
@@ -91,8 +92,37 @@ def test_gains_are_paired():
 
 def test_equal_time_allows_three_percent_and_no_more():
     results = {**RESULTS, "longer": {0: result((200, 20, 15), (400, 41.3, 32))}}
-    # 41.3 s are too long now, so the best within the time is the baseline's 22.
-    assert compare(BOTH, results)["equal_time"]["per_seed"] == pytest.approx({0: 28 - 22})
+    # 41.3 s are too long now: 15 after 20 s and 32 then are 15 + 17 * 20 / 21.3 after these 40 s.
+    expected = {0: 28 - (15 + 17 * 20 / 21.3)}
+    assert compare(BOTH, results)["equal_time"]["per_seed"] == pytest.approx(expected)
+
+
+def test_between_two_evaluations_a_curve_is_a_straight_line():
+    curve = result((100, 10, 20), (200, 30, 40), (300, 50, 10))["curve"]
+    assert best_within(25, curve) == pytest.approx(0.35)
+    assert best_within(30, curve) == pytest.approx(0.40)
+    assert best_within(40, curve) == pytest.approx(0.40)  # on its way down to 25
+    assert best_within(60, curve) == pytest.approx(0.40)
+    # Nothing is known from before the first evaluation, but for the 3 %.
+    assert best_within(9, curve) is None
+    assert best_within(9.8, curve) == pytest.approx(0.20)
+
+
+def test_rare_evaluations_do_not_favour_the_distilled():
+    alone = [(100, 10, 10), (200, 20, 20), (300, 30, 30), (400, 40, 40), (500, 50, 50)]
+    often, rarely = (
+        {"alone": {0: result(*points)}, "both": {0: result((200, 37, 39))}}
+        for points in (alone, alone[::4])
+    )
+    both = run("both", baseline="alone", same_time=("alone",))
+    for results in (often, rarely):
+        assert compare(both, results)["equal_time"]["per_seed"] == pytest.approx({0: 39 - 37})
+
+
+def test_a_run_without_others_to_compare_with_has_no_gain_at_equal_time():
+    told = compare(run("both", baseline="alone"), RESULTS)
+    assert told["equal_iterations"]["seeds"] == 2
+    assert told["equal_time"]["seeds"] == told["plateau"]["seeds"] == 0
 
 
 def test_a_gain_at_equal_time_needs_another_that_trained_for_as_long():
