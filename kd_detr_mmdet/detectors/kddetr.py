@@ -12,14 +12,14 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import SampleList
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families import Family, TwoStageFamily, build_family, share_content
 from ..families.base import Look, Record, check_looks, swapped
 from ..points import CoordinateSampler, QueryPairing
 from ..points.coordinates import relative_boxes
 from ..utils.configs import DetectorSource, model_config
-from ..utils.errors import ConfigError, check_ap
+from ..utils.errors import ConfigError, brief, check_ap
 from ..utils.finite import check_finite, matching_despite_nan
 from ..utils.random import preserved_rng
 from .class_map import ClassMap
@@ -119,6 +119,7 @@ class KDDETR(BaseDetector):
         self.distill_loss = MODELS.build(
             {"type": "RebalancedDistillLoss", **copy.deepcopy(distill_loss or {})}
         )
+        check_stateless(self.distill_loss)
         self._families = (
             build_family(self.student, blank_content),
             build_family(self.teacher, blank_content),
@@ -346,6 +347,7 @@ def check_pair(model: KDDETR) -> None:
             f"{counts[0]} and the teacher {counts[1]}: set bbox_head.num_classes of both to the "
             "data set's, or class_map='names' to distil the classes that both know"
         )
+    check_class_options(model)
     if counts[0] == 1:
         check_single_class(model)
     if isinstance(model.point_generator, QueryPairing):
@@ -370,6 +372,46 @@ def check_pair(model: KDDETR) -> None:
         raise ConfigError(
             f"distill_loss.layers='one_to_one' needs decoders of one depth, but the student has "
             f"{depths[0]} layers and the teacher {depths[1]}: use layers='last'"
+        )
+
+
+def check_stateless(loss: nn.Module) -> None:
+    """Refuse a loss with weights of its own: checkpoints are the plain student's, without them.
+
+    Raises:
+        ConfigError: With the weights' names.
+    """
+    if kept := list(loss.state_dict()):
+        raise ConfigError(
+            f"{type(loss).__name__} has weights of its own ({brief(kept)}), and checkpoints hold "
+            "the student's alone, so that a resumed run would begin with new ones: make a buffer "
+            "persistent=False, and keep what is learnt out of the distillation loss"
+        )
+
+
+def check_class_options(model: KDDETR) -> None:
+    """Refuse options of the class term that would change nothing for this pair.
+
+    Raises:
+        ConfigError: With the option that counts.
+    """
+    loss = model.distill_loss  # or one of the user's own, without these options
+    bridged = model.student_family.has_background and not model.teacher_family.has_background
+    names = type(model.student).__name__, type(model.teacher).__name__
+    if bridged and (
+        getattr(loss, "class_term", "bernoulli") != "bernoulli"
+        or getattr(loss, "temperature", 1.0) != 1.0
+    ):
+        raise ConfigError(
+            f"distill_loss.class_term and temperature change nothing here: {names[0]} has one "
+            f"softmax over the classes and the background, {names[1]} a sigmoid per class, and "
+            "distill_loss.class_bridge says how they are compared: leave the two out"
+        )
+    if not bridged and getattr(loss, "class_bridge", "foreground") != "foreground":
+        raise ConfigError(
+            f"distill_loss.class_bridge changes nothing here: it is for a student with one softmax "
+            f"over the classes and the background and a teacher with a sigmoid per class, and "
+            f"{names[0]} and {names[1]} score alike: leave it out, and set class_term"
         )
 
 

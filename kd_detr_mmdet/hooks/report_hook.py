@@ -111,11 +111,20 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
             f"           {origin}",
             *cheaper,
             f"  points   {points_of(model)}",
-            f"  loss     {weights} ({loss.class_term}, temperature {loss.temperature:g}; "
+            f"  loss     {weights} ({class_term_of(model)}; "
             f"{'foreground rebalance' if loss.rebalance else 'no rebalance'}; "
             f"per {loss.normalize}; teacher layer: {loss.layers})",
         ]
     )
+
+
+def class_term_of(model: KDDETR) -> str:
+    """How this pair's scores are compared, in words."""
+    loss, student, teacher = model.distill_loss, model.student_family, model.teacher_family
+    if student.has_background and not teacher.has_background:
+        return f"{loss.class_bridge} bridge"
+    term = "softmax with background" if teacher.has_background else loss.class_term
+    return f"{term}, temperature {loss.temperature:g}"
 
 
 def points_of(model: KDDETR) -> str:

@@ -12,7 +12,7 @@ from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..utils.errors import check_choice
+from ..utils.errors import ConfigError, check_choice
 from ..utils.finite import matching_despite_nan
 from .coordinates import pixel_corners
 from .distill_points import Answer
@@ -49,15 +49,26 @@ class QueryPairing:
             ``HungarianAssigner`` with the costs of mmdet's DETR configs. Both models' last
             decoder layers are matched, and all layers follow.
 
+    The paper has no foreground rebalance here: ``distill_loss=dict(rebalance=False)``. With it
+    the background point of ``'similar_general'``, of which the teacher is sure that it is none,
+    hardly counts.
+
     Raises:
-        ConfigError: If the strategy is unknown.
+        ConfigError: If the strategy is unknown, or has nothing to match.
     """
 
     def __init__(self, strategy: str, assigner: dict | None = None) -> None:
         check_choice("points.strategy", strategy, STRATEGIES)
+        if assigner is not None and strategy == "inconsistent":
+            raise ConfigError(
+                "points.assigner changes nothing with strategy='inconsistent', which pairs by "
+                "index: leave it out"
+            )
         self.strategy = strategy
-        self._assigner_cfg = assigner
+        # By whether the scores have a background; one of the user's own is for both.
         self._assigners: dict[bool, object] = {}
+        if assigner is not None:
+            self._assigners = dict.fromkeys((False, True), TASK_UTILS.build(assigner))
 
     @property
     def set_names(self) -> tuple[str, ...]:
@@ -149,15 +160,16 @@ class QueryPairing:
     def _assigner(self, has_background: bool) -> object:
         if has_background not in self._assigners:
             score = "ClassificationCost" if has_background else "FocalLossCost"
-            default = dict(
-                type="HungarianAssigner",
-                match_costs=[
-                    dict(type=score, weight=1.0 if has_background else 2.0),
-                    dict(type="BBoxL1Cost", weight=5.0, box_format="xywh"),
-                    dict(type="IoUCost", iou_mode="giou", weight=2.0),
-                ],
+            self._assigners[has_background] = TASK_UTILS.build(
+                dict(
+                    type="HungarianAssigner",
+                    match_costs=[
+                        dict(type=score, weight=1.0 if has_background else 2.0),
+                        dict(type="BBoxL1Cost", weight=5.0, box_format="xywh"),
+                        dict(type="IoUCost", iou_mode="giou", weight=2.0),
+                    ],
+                )
             )
-            self._assigners[has_background] = TASK_UTILS.build(self._assigner_cfg or default)
         return self._assigners[has_background]
 
     def __repr__(self) -> str:

@@ -59,6 +59,6 @@ def shorten(items: Sequence[str], most: int = 8) -> str:
 
 
 def brief(names: Sequence[str]) -> str:
-    """Class names for a message: the first six, and how many there are."""
+    """Names for a message: the first six, and how many there are."""
     shown = ", ".join(map(str, names[:6]))
     return f"({shown}{', ...' if len(names) > 6 else ''}; {len(names)} in all)"

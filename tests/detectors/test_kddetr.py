@@ -27,6 +27,7 @@ from mmengine.runner.checkpoint import get_state_dict
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from kd_detr_mmdet import RebalancedDistillLoss
 from kd_detr_mmdet.utils.errors import ConfigError, NonFiniteLossError
 
 
@@ -915,6 +916,32 @@ def test_mixed_precision_keeps_the_distillation_losses_in_float32(kd_config, bat
             torch.testing.assert_close(value, full[name], rtol=0.1, atol=0.1)
     sum(half[name] for name in half if "kd_loss" in name).backward()
     assert all(p.grad.isfinite().all() for p in kd.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "student, options, told",
+    [
+        (two_stage_config(), dict(class_term="softmax"), "class_term and temperature change noth"),
+        (two_stage_config(), dict(temperature=4.0), "class_term and temperature change nothing"),
+        (dino_config(), dict(class_bridge="binary"), "class_bridge changes nothing"),
+    ],
+)
+def test_class_options_that_change_nothing_are_refused(student, options, told, kd_config):
+    with pytest.raises(ConfigError, match=told):
+        build(kd_config(student=student, distill_loss=options))
+
+
+class LearntLoss(RebalancedDistillLoss):
+    def __init__(self, persistent=True, **options):
+        super().__init__(**options)
+        self.register_buffer("mean_weight", torch.zeros(()), persistent=persistent)
+
+
+def test_a_loss_whose_weights_no_checkpoint_would_keep_is_refused(kd_config):
+    loss = dict(type=LearntLoss)
+    with pytest.raises(ConfigError, match="LearntLoss has weights of its own .*mean_weight"):
+        build(kd_config(distill_loss=loss))
+    build(kd_config(distill_loss=dict(loss, persistent=False)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILY_CONFIGS, TEACHER, build, dino_config, random_checkpoint
+from conftest import (
+    FAMILY_CONFIGS,
+    TEACHER,
+    build,
+    detr_config,
+    dino_config,
+    random_checkpoint,
+    two_stage_config,
+)
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -78,6 +86,14 @@ def test_summary_tells_points_and_losses(kd_config):
         "teacher layer: last",
     ):
         assert told in loss
+
+
+def test_summary_tells_how_a_background_is_taught(kd_config, pair):
+    student = two_stage_config()
+    text = summary(build(kd_config(student=student, distill_loss=dict(class_bridge="posterior"))))
+    assert "(posterior bridge; foreground" in line(text, "loss")
+    detrs = pair(detr_config(), detr_config())
+    assert "(softmax with background, temperature 1; " in line(summary(detrs), "loss")
 
 
 def test_summary_leaves_out_what_is_off(kd_config):

@@ -277,6 +277,13 @@ def test_another_assigner_is_honoured():
     assert by_class["match_costs"] == [dict(type="FocalLossCost", weight=1.0)]
 
 
+def test_an_assigner_is_built_with_the_model():
+    with pytest.raises(KeyError, match="Nope"):
+        QueryPairing("hungarian", assigner=dict(type="Nope"))
+    with pytest.raises(ConfigError, match="points.assigner changes nothing"):
+        QueryPairing("inconsistent", assigner=dict(type="HungarianAssigner", match_costs=[]))
+
+
 @pytest.mark.parametrize("strategy", ["general", None, "Hungarian"])
 def test_an_unknown_strategy_is_refused(strategy):
     with pytest.raises(ConfigError, match="^points.strategy must be one of 'inconsistent'"):
