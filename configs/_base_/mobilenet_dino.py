@@ -15,6 +15,7 @@ model = dict(
     decoder=dict(num_layers=3),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
+auto_scale_lr = dict(base_batch_size=8)
 
 load = [
     dict(type="LoadImageFromFile"),

@@ -36,6 +36,7 @@ model = dict(
 )
 # One learning rate for all, since nothing is pretrained.
 optim_wrapper = dict(optimizer=dict(lr=8e-4), paramwise_cfg=dict(_delete_=True))
+auto_scale_lr = dict(base_batch_size=8)
 
 load = [
     dict(type="LoadImageFromFile"),

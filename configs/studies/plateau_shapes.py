@@ -50,6 +50,7 @@ runs = dict(
         _compared,
         title="proposals for 16 epochs, then alone",
         config="configs/tiny/kd-detr_dino_early.py",
+        options={"custom_hooks.0.off": 16},
     ),
     interval=_distilled(
         "proposals, every other iteration",

@@ -9,6 +9,7 @@ options = {
 }
 
 teachers = dict(dino=dict(config="configs/demo/dino_teacher.py"))
+_early = "configs/tiny/kd-detr_dino_early.py"
 
 
 def _distilled(title, config="configs/demo/kd-detr_dino.py", **points):
@@ -23,6 +24,7 @@ def _distilled(title, config="configs/demo/kd-detr_dino.py", **points):
             "model.distill_loss.cls_weight": 1.0,
             "model.distill_loss.l1_weight": 5.0,
             "model.distill_loss.giou_weight": 2.0,
+            **({"custom_hooks.0.off": 16} if config == _early else {}),
         },
         teacher="dino",
         baseline="alone",
@@ -30,7 +32,6 @@ def _distilled(title, config="configs/demo/kd-detr_dino.py", **points):
     )
 
 
-_early = "configs/tiny/kd-detr_dino_early.py"
 _longer = {"train_cfg.max_epochs": 80, "param_scheduler.1.milestones": [64]}
 
 _points_longer = _distilled("general and specific points, twice as long")

@@ -57,4 +57,5 @@ model = dict(
 )
 # Slow to learn without denoising queries and encoder proposals: many small steps.
 train_dataloader = dict(batch_size=4)
+auto_scale_lr = dict(base_batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

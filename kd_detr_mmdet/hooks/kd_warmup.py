@@ -32,7 +32,8 @@ class KDWarmup(Hook):
         by_epoch: Whether the times are epochs, with fractions in between, or iterations.
 
     Raises:
-        ConfigError: If an argument is out of range, or they do not fit each other.
+        ConfigError: If an argument is out of range, they do not fit each other or, before training,
+            ``off`` does not fit its length.
     """
 
     def __init__(
@@ -82,6 +83,14 @@ class KDWarmup(Hook):
             raise ConfigError("KDWarmup is for a distillation: the config's model is no KDDETR")
         if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ConfigError("KDWarmup.by_epoch=True needs training by epochs: count iterations")
+        if self.off is None:
+            return
+        end = runner.max_epochs if self.by_epoch else runner.max_iters
+        if self.off > end or (self.off == end and self.decay == "none"):
+            raise ConfigError(
+                f"KDWarmup.off={self.off:g} is never reached, since training ends after {end}: "
+                "lower it, or leave it out to distil to the end"
+            )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         length = len(runner.train_dataloader) if self.by_epoch else 1

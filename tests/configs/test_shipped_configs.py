@@ -127,6 +127,8 @@ def test_it_is_a_whole_experiment(path):
         assert cfg.train_cfg.max_epochs == int(epochs)
         assert cfg.train_dataloader.batch_size == int(images)
         assert cfg.auto_scale_lr.base_batch_size == int(gpus) * int(images)
+    if path.parts[0] not in COCO:  # with a learning rate of their own, for one process
+        assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size
     # ..._2x_coco: mmdet's 24 epochs of 8 GPUs with 2 images each.
     for times in re.findall(r"_(\d)x_coco", path.stem):
         assert cfg.train_cfg.max_epochs == 12 * int(times)

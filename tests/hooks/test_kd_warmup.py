@@ -6,6 +6,7 @@ import pytest
 from conftest import build, dino_config
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 
 from kd_detr_mmdet.hooks import KDWarmup
 from kd_detr_mmdet.utils.errors import ConfigError
@@ -70,6 +71,7 @@ def runner_of(model, iteration=0, length=10, wrapped=False):
         iter=iteration,
         train_dataloader=range(length),
         train_loop=None,
+        max_iters=60,
         message_hub=MessageHub("kd_warmup"),
     )
 
@@ -81,6 +83,20 @@ def test_refuses_what_it_is_not_made_for(kd_config):
     KDWarmup(warmup=1).before_train(runner_of(model, wrapped=True))
     with pytest.raises(ConfigError, match="by_epoch=True needs training by epochs"):
         KDWarmup(warmup=1, by_epoch=True).before_train(runner_of(model))
+
+
+def test_an_end_of_distillation_after_that_of_training_is_refused(kd_config):
+    runner = runner_of(build(kd_config()))
+    runner.max_epochs = 6
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    for end, by_epoch in ((60, False), (6, True)):
+        runner.train_loop = loop if by_epoch else None
+        with pytest.raises(ConfigError, match=f"off={end} is never reached.* ends after {end}"):
+            KDWarmup(off=end, by_epoch=by_epoch).before_train(runner)
+        KDWarmup(off=end - 1, by_epoch=by_epoch).before_train(runner)
+        KDWarmup(off=end, decay="linear", by_epoch=by_epoch).before_train(runner)
+        with pytest.raises(ConfigError, match="is never reached"):
+            KDWarmup(off=end + 1, decay="linear", by_epoch=by_epoch).before_train(runner)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
