@@ -22,6 +22,7 @@ from kd_detr_mmdet.utils.cli import add_common_options, build_runner, one_line_e
 from kd_detr_mmdet.utils.configs import check_part_names, is_kd_model
 from kd_detr_mmdet.utils.data import check_data
 from kd_detr_mmdet.utils.errors import ConfigError
+from kd_detr_mmdet.utils.runs import check_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,6 +77,7 @@ def main() -> None:
         check_part_names(cfg)
         given = cfg.get("default_hooks", {}).get("non_finite", {})
         cfg.merge_from_dict({"default_hooks.non_finite": {"type": "NonFiniteHook", **given}})
+    check_work_dir(cfg)
     check_data(cfg, ("train_dataloader", "val_dataloader"))
     if args.trust:
         let_mmengine_read_anything()

@@ -10,13 +10,20 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO
 
+from mmengine.config import Config
+
+from .checkpoints import read_checkpoint
+from .errors import ConfigError, brief
+
 ROOT = Path(__file__).resolve().parents[2]
 LINES_TOLD = 20  # of a failed job's log
+# Settings that say how a run is started, not what it is.
+OF_A_START = ("work_dir", "launcher", "env_cfg", "resume", "load_from")
 POSITIONS = ("iter", "step", "epoch")  # of a logged row: where, not what
 
 
@@ -182,6 +189,49 @@ def curve(work_dir: Path) -> list[dict]:
         dict(iteration=iteration, seconds=round(clock(iteration), 1), bbox_mAP=max(value, 0.0))
         for iteration, value in series(rows).get("coco/bbox_mAP", [])
     ]
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Refuse to write over the checkpoints of another run, unless one is resumed.
+
+    Work directories are named after the config's file alone: two files of one name, and two seeds,
+    share one.
+
+    Args:
+        cfg: As it is to be trained, with ``work_dir``.
+
+    Raises:
+        ConfigError: With the settings that differ from those in the last checkpoint.
+    """
+    folder = Path(cfg.work_dir)
+    if cfg.get("resume") or not (folder / "last_checkpoint").is_file():
+        return
+    path = folder / Path(checkpoint(folder)).name
+    try:
+        text = read_checkpoint(str(path), "checkpoint").get("meta", {}).get("cfg")
+        found = Config.fromstring(text, ".py").to_dict()
+    except Exception:  # damaged, or of another program: there is nothing to compare with
+        return
+    own = Config.fromstring(cfg.pretty_text, ".py").to_dict()
+    for settings in (found, own):
+        for name in OF_A_START:
+            settings.pop(name, None)
+    if differing := list(_differing(found, own)):
+        raise ConfigError(
+            f"{folder} holds {path.name} of another run, which this one would overwrite: they "
+            f"differ in {brief(differing)}. Give another --work-dir, go on with --resume, or "
+            "delete the folder"
+        )
+
+
+def _differing(one: dict, other: dict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings that differ."""
+    for name in sorted({*one, *other}):
+        both = [settings.get(name) for settings in (one, other)]
+        if all(isinstance(value, dict) for value in both):
+            yield from _differing(*both, f"{prefix}{name}.")
+        elif both[0] != both[1]:
+            yield f"{prefix}{name}"
 
 
 def checkpoint(work_dir: Path) -> str:

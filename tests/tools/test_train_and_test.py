@@ -55,11 +55,18 @@ def test_distils_tests_and_resumes(write_config, run, tmp_path):
     assert metrics[0] == metrics[1]
     assert "coco/bbox_mAP" in metrics[0]
 
+    # Once more it may begin, but no other run may write over it; and a test leaves it as it was.
+    other_seed = run("train.py", config, "--cfg-options", "randomness.seed=7", "optim_wrapper.lr=1")
+    assert_refused(
+        other_seed, "work holds epoch_1.pth of another run", "(optim_wrapper.lr, randomness.seed; 2"
+    )
+    assert run("train.py", config)[0] == 0
     code, _, out = run("train.py", config, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
     assert code == 0
     assert re.search(r"Epoch\(train\) +\[2\]", out)
     assert not re.search(r"Epoch\(train\) +\[1\]", out)
     assert (tmp_path / "work" / "epoch_2.pth").exists()
+    assert_refused(run("train.py", config), "epoch_2.pth", "(train_cfg.max_epochs; 1 in all)")
 
 
 @pytest.mark.slow
