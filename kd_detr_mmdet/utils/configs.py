@@ -3,7 +3,7 @@
 import copy
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -59,11 +59,11 @@ def check_names(cfg: Config, options: Iterable[str] = ()) -> None:
     Args:
         cfg: A whole config, as its file has it. It may name variables of its own, but none that is
             nearly a setting of MMEngine's.
-        options: Dotted keys that are to be set from outside. Their first part must be in the config
-            or a setting of MMEngine's.
+        options: Dotted keys that are to be set from outside. Their first part must be a setting of
+            MMEngine's: a variable of the config has done its work when they are set.
 
     Raises:
-        ConfigError: With the name that was probably meant.
+        ConfigError: With the name that was probably meant, or the settings to set.
     """
     known = [*inspect.signature(Runner.__init__).parameters, *READ_BY_RUNNER]
     for name in cfg:
@@ -74,12 +74,33 @@ def check_names(cfg: Config, options: Iterable[str] = ()) -> None:
             )
     for option in options:
         name = option.split(".")[0]
-        if name not in known and name not in cfg:
+        if name in known:
+            continue
+        if name not in cfg:
             meant = difflib.get_close_matches(name, {*known, *cfg}, 1)
             hint = f": {meant[0]!r} is meant?" if meant else ""
             raise ConfigError(
                 f"--cfg-options sets {option!r}, but the config has no {name!r}{hint}"
             )
+        places = [place for place in _places(cfg.to_dict(), name) if place.split(".")[0] in known]
+        raise ConfigError(
+            f"--cfg-options sets {option!r}, a variable of the config file, which has put it "
+            f"where it is used before options count: set {' and '.join(places) or 'that'} instead"
+        )
+
+
+def _places(settings: object, name: str, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a config that end in a name."""
+    if isinstance(settings, dict):
+        settings = settings.items()
+    elif isinstance(settings, list):
+        settings = enumerate(settings)
+    else:
+        return
+    for key, value in settings:
+        if key == name:
+            yield f"{prefix}{key}"
+        yield from _places(value, name, f"{prefix}{key}.")
 
 
 def names_config(source: object) -> bool:

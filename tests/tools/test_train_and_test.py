@@ -197,12 +197,27 @@ def test_options_that_lead_nowhere(write_config, run, option, told):
 
 
 def test_options_that_the_config_does_not_name(write_config, run):
-    """Settings of MMEngine's Runner, and what the config's own variables are called."""
+    """Settings of MMEngine's Runner."""
     config = write_config(distilled=False)
-    Path(config).write_text(Path(config).read_text() + "max_epochs = 3\n")
-    for option in ("sync_bn=torch", "find_unused_parameters=True", "max_epochs=4"):
+    for option in ("sync_bn=torch", "find_unused_parameters=True"):
         options = ["--cfg-options", option, "train_dataloader.batch_size=0"]
         assert_refused(run("train.py", config, *options), "batch_size")
+
+
+@pytest.mark.parametrize(
+    ("option", "places"),
+    [
+        ("max_epochs=4", "set train_cfg.max_epochs instead"),
+        ("data_root=no/such", "set train_dataloader.dataset.data_root and val_dataloader.dat"),
+        ("mine.size=4", "set that instead"),
+    ],
+)
+def test_an_option_on_a_variable_of_the_config_changes_nothing(write_config, run, option, places):
+    config = write_config(distilled=False)
+    variables = "max_epochs = 3\ndata_root = 'data/mine/'\nmine = dict(size=3)\n"
+    Path(config).write_text(Path(config).read_text() + variables)
+    result = run("train.py", config, "--cfg-options", option)
+    assert_refused(result, "a variable of the config file", places)
 
 
 def test_a_misspelt_name_in_the_config(write_config, run):
