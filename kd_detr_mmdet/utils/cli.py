@@ -6,6 +6,7 @@ import datetime
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,10 @@ def read_config(args: argparse.Namespace) -> Config:
             raise ConfigError(
                 f"--cfg-options cannot set {option!r} in {args.config!r}: {error}"
             ) from error
+    if any(isinstance(hook, str) for hook in cfg.get("custom_hooks") or ()):
+        raise ConfigError(
+            "custom_hooks is a list of dicts, which a config file can hold and no option"
+        )
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault("work_dir", os.path.join("work_dirs", path.stem))
@@ -169,4 +174,18 @@ def _for_the_user(error: Exception) -> str | None:
         return f"a part of the config has no type, as one whose name is misspelt: {reason}"
     if isinstance(error, KeyError) and "registry" in line:
         return f"unknown type in the config: {line.strip(chr(34))}"
+    if refused := _refused_by(error):
+        return f"{refused} cannot be built from the config: {line.strip(chr(34))}"
     return None
+
+
+def _refused_by(error: Exception) -> str | None:
+    """The class of a part of the config whose own constructor has raised this; None for others."""
+    if not isinstance(error, (AssertionError, KeyError, TypeError, ValueError)):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    built = any(frame.f_code.co_name == "build_from_cfg" for frame in frames)
+    if built and frames[-1].f_code.co_name == "__init__":
+        return type(frames[-1].f_locals.get("self")).__name__
+    # The official MMEngine raises it anew, with the class.
+    return "a part" if str(error).strip("\"'").startswith("class `") else None

@@ -186,6 +186,10 @@ def test_bad_options(write_config, run, options, told):
         ("model.type.x=1", "--cfg-options cannot set 'model.type.x'"),
         ("param_scheduler.9.end=1", "--cfg-options cannot set 'param_scheduler.9.end'"),
         ("default_hooks.checkpont.interval=5", "no type, as one whose name is misspelt"),
+        ("train_cfg.max_epochs=two", "invalid literal for int() with base 10: 'two'"),
+        ("model.backbone.depth=19", "cannot be built from the config: "),
+        ("val_evaluator.metric=bbx", "metric should be one of 'bbox'"),
+        ("custom_hooks=[{'type':'KDWarmup','off':10}]", "custom_hooks is a list of dicts"),
         ("train_dataloader.batch_size=0", "a data loader of the config: batch_size should be"),
     ],
 )
