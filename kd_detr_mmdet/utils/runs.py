@@ -206,9 +206,9 @@ def check_work_dir(cfg: Config) -> None:
     folder = Path(cfg.work_dir)
     if cfg.get("resume") or not (folder / "last_checkpoint").is_file():
         return
-    path = folder / Path(checkpoint(folder)).name
+    path = checkpoint(folder)
     try:
-        text = read_checkpoint(str(path), "checkpoint").get("meta", {}).get("cfg")
+        text = read_checkpoint(path, "checkpoint").get("meta", {}).get("cfg")
         found = Config.fromstring(text, ".py").to_dict()
     except Exception:  # damaged, or of another program: there is nothing to compare with
         return
@@ -218,8 +218,8 @@ def check_work_dir(cfg: Config) -> None:
             settings.pop(name, None)
     if differing := list(_differing(found, own)):
         raise ConfigError(
-            f"{folder} holds {path.name} of another run, which this one would overwrite: they "
-            f"differ in {brief(differing)}. Give another --work-dir, go on with --resume, or "
+            f"{folder} holds {Path(path).name} of another run, which this one would overwrite: "
+            f"they differ in {brief(differing)}. Give another --work-dir, go on with --resume, or "
             "delete the folder"
         )
 
@@ -235,5 +235,5 @@ def _differing(one: dict, other: dict, prefix: str = "") -> Iterator[str]:
 
 
 def checkpoint(work_dir: Path) -> str:
-    """The last checkpoint of a run."""
-    return (work_dir / "last_checkpoint").read_text().strip()
+    """The last checkpoint of a run, wherever its folder was moved to since."""
+    return str(work_dir / Path((work_dir / "last_checkpoint").read_text().strip()).name)

@@ -314,8 +314,8 @@ class Task:
         return self.result() is not None and pointer.is_file() and self.checkpoint().is_file()
 
     def checkpoint(self) -> Path:
-        """The last checkpoint, wherever the folder was moved to since."""
-        return self.folder / Path(checkpoint(self.folder)).name
+        """The last checkpoint."""
+        return Path(checkpoint(self.folder))
 
     def start(self) -> str:
         """Start or resume training; returns which.
