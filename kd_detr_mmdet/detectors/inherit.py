@@ -21,6 +21,11 @@ def student_options(student: DetectorSource) -> dict:
         ConfigError: If it says anything else.
     """
     if not names_config(student):
+        if isinstance(student, dict) and "type" in student and "checkpoint" in student:
+            raise ConfigError(
+                "student.checkpoint stands beside the detector's own options: write "
+                "student=dict(config=..., checkpoint=PATH) with the detector under config"
+            )
         return dict(checkpoint=None, trust=False)
     options = {name: value for name, value in student.items() if name != "config"}
     checkpoint = options.setdefault("checkpoint", None)

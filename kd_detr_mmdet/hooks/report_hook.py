@@ -98,7 +98,9 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
         origin = f"{info['source']}{sha}"
     saved = [f"every {model.interval} iterations"] * (model.interval > 1)
     saved += [str(model.teacher_at_work)] * bool(str(model.teacher_at_work))
-    cheaper = [f"           {', '.join(saved)}"] if saved else []
+    notes = [f"           {', '.join(saved)}"] if saved else []
+    if params_m(model.teacher) < params_m(model.student):
+        notes.append("           smaller than the student: are the two swapped?")
     loss = model.distill_loss
     weights = ", ".join(f"{name} {weight:g}" for name, weight in loss.weights.items())
     for name, weight in loss.set_weights.items():
@@ -109,7 +111,7 @@ def summary(model: KDDETR, batch: dict | None = None) -> str:
             f"  student  {size(model.student)}",
             f"  teacher  {size(model.teacher)}",
             f"           {origin}",
-            *cheaper,
+            *notes,
             f"  points   {points_of(model)}",
             f"  loss     {weights} ({class_term_of(model)}; "
             f"{'foreground rebalance' if loss.rebalance else 'no rebalance'}; "

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import datetime
+import difflib
+import inspect
 import io
 import os
 import sys
@@ -166,7 +168,7 @@ def _for_the_user(error: Exception) -> str | None:
             f"({line})"
         )
     if isinstance(error, TypeError) and "unexpected keyword argument" in line:
-        return f"unknown option in the config: {line}"
+        return f"unknown option in the config: {line}{_known_options(error, line)}"
     if isinstance(error, ValueError) and line.startswith("batch_size should be"):
         return f"a data loader of the config: {line}"
     if isinstance(error, KeyError) and 'must contain the key "type"' in line:
@@ -177,6 +179,27 @@ def _for_the_user(error: Exception) -> str | None:
     if refused := _refused_by(error):
         return f"{refused} cannot be built from the config: {line.strip(chr(34))}"
     return None
+
+
+def _known_options(error: TypeError, line: str) -> str:
+    """What the class that refused an option takes, and which of it was probably meant."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    classes = [f.f_locals["obj_cls"] for f in frames if "obj_cls" in f.f_locals]
+    bases = classes[-1].__mro__ if classes and inspect.isclass(classes[-1]) else ()
+    if not any(f"{cls.__name__}.__init__()" in line for cls in bases):
+        return ""  # raised by what that class has called
+    names = []
+    for cls in bases:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+            break  # it hands nothing on to its parents
+    known = sorted(set(names))
+    meant = difflib.get_close_matches(line.split("'")[-2], known, 1)
+    hint = f": {meant[0]!r} is meant?" if meant else ";"
+    return f"{hint} {bases[0].__name__} takes {', '.join(known)}"
 
 
 def _refused_by(error: Exception) -> str | None:

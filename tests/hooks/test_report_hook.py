@@ -126,6 +126,13 @@ def test_summary_warns_of_random_weights(kd_config):
     assert "no checkpoint: random weights" in summary(build(cfg))
 
 
+def test_summary_asks_whether_student_and_teacher_are_swapped(kd_config, pair):
+    question = "smaller than the student: are the two swapped?"
+    assert question not in summary(build(kd_config()))
+    assert question not in summary(pair(dino_config(), dino_config()))
+    assert question in summary(pair(dino_config(**TEACHER), dino_config()))
+
+
 def test_summary_leaves_the_model_as_it_was(kd_config, batch):
     kd = build(kd_config()).train()
     data = batch(kd, training=False)

@@ -164,7 +164,9 @@ def test_other_class_names_than_the_teachers(write_config, run, tmp_path):
         ({"model.points": dict(num_general=0, specific=False)}, "nothing to distil"),
         ({"model.student.bbox_head.num_classes": 5}, "num_classes is 5, but train_dataloader"),
         ({"model.distill_loss": dict(layer="last")}, "layer"),
-        ({"model.pionts": dict(num_general=1)}, "pionts"),
+        ({"model.pionts": dict(num_general=1)}, "'points' is meant? KDDETR takes blank_content"),
+        ({"model.student.num_querys": 3}, "'num_queries' is meant? DINO takes as_two_stage, "),
+        ({"model.student.checkpoint": "x.pth"}, "student=dict(config=..., checkpoint=PATH)"),
         (
             {"optim_wrapper.constructor": "LearningRateDecayOptimizerConstructor"},
             "leave it out, and set learning rates by paramwise_cfg.custom_keys",
@@ -198,6 +200,15 @@ def test_options_that_lead_nowhere(write_config, run, option, told):
     assert code == 2
     assert "error: " in line
     assert told in line
+
+
+def test_the_options_of_another_class_are_not_told(write_config, run):
+    """Whose keyword it is that the loop's own constructor got wrong, its signature cannot say."""
+    config = write_config(distilled=False)
+    _, line, _ = run("train.py", config, "--cfg-options", "train_dataloader.batchsize=2")
+    assert line.rstrip().endswith(
+        "DataLoader.__init__() got an unexpected keyword argument 'batchsize'"
+    )
 
 
 def test_options_that_the_config_does_not_name(write_config, run):
