@@ -124,10 +124,12 @@ def main() -> None:
         f"{params_m(detector):.2f} M parameters, {len(classes)} classes"
     )
     if model is not None:
-        write_atomically(path.with_suffix(".onnx"), model)
+        width, height = args.size
+        onnx = path.with_name(f"{path.stem}-{width}x{height}.onnx")
+        write_atomically(onnx, model)
         print(
-            f"{path.with_suffix('.onnx')}: {len(model) / 1e6:.1f} MB, ONNX opset {OPSET}, images "
-            f"of {args.size[0]}x{args.size[1]} pixels"
+            f"{onnx}: {len(model) / 1e6:.1f} MB, ONNX opset {OPSET}, images of {width}x{height} "
+            "pixels"
         )
 
 

@@ -47,7 +47,8 @@ def one_step(model: torch.nn.Module, batch: dict) -> dict[str, dict]:
 
     Returns:
         dict: By set, ``points`` (M, 4), ``weight`` (M) and the last layers' ``student`` and
-        ``teacher`` boxes (M, 4), cxcywh in [0, 1].
+        ``teacher`` boxes (M, 4), cxcywh in [0, 1]. The encoders' proposals, which are places of
+        the memory and no boxes, are left out.
     """
     asked, sets = [], {}
     family, loss = model.student_family, model.distill_loss
@@ -70,7 +71,7 @@ def one_step(model: torch.nn.Module, batch: dict) -> dict[str, dict]:
         model.loss(batch["inputs"], batch["data_samples"])
     for boxes, found in zip(asked, sets.values()):
         found["points"] = boxes
-    return sets
+    return {name: found for name, found in sets.items() if "points" in found}
 
 
 def draw(path: Path, image: Tensor, sets: dict[str, dict]) -> None:
@@ -159,9 +160,11 @@ def main() -> None:
     if cfg.model.get("points", {}).get("type") == "QueryPairing":
         raise ConfigError("points.type='QueryPairing' shares no points: there is nothing to draw")
     init_default_scope("mmdet")
+    model = MODELS.build({**cfg.model, "interval": 1})  # this one step is distilled
+    if model.point_generator.set_names == ("proposals",):
+        raise ConfigError("points.proposals alone asks at no boxes: there is nothing to draw")
     sample = image_of(cfg, args.image) if args.image else training_image(cfg, args.index)
     sample = pseudo_collate([sample])
-    model = MODELS.build({**cfg.model, "interval": 1})  # this one step is distilled
     model.init_weights()
     if args.student:
         load_strictly(model.student, args.student, what="--student")

@@ -75,8 +75,8 @@ def main() -> None:
         cfg.load_from = None if args.resume == "auto" else args.resume
     if is_kd_model(cfg.model):
         check_part_names(cfg)
-        given = cfg.get("default_hooks", {}).get("non_finite", {})
-        cfg.merge_from_dict({"default_hooks.non_finite": {"type": "NonFiniteHook", **given}})
+    given = cfg.get("default_hooks", {}).get("non_finite", {})
+    cfg.merge_from_dict({"default_hooks.non_finite": {"type": "NonFiniteHook", **given}})
     check_work_dir(cfg)
     check_data(cfg, ("train_dataloader", "val_dataloader"))
     if args.trust:

@@ -277,11 +277,7 @@ class KDDETR(BaseDetector):
             yield name, pairs.student, pairs.teacher, pairs.valid
 
     def _student_loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
-        with contextlib.ExitStack() as stack:
-            for module in self.student.modules():
-                if isinstance(assigner := getattr(module, "assigner", None), BaseAssigner):
-                    anyway = matching_despite_nan(assigner.assign)
-                    stack.enter_context(swapped(assigner, "assign", anyway))
+        with any_predictions_matched(self.student):
             return self.student.loss(batch_inputs, batch_data_samples)
 
     def predict(self, *args: Any, **kwargs: Any) -> SampleList:
@@ -321,6 +317,17 @@ class KDDETR(BaseDetector):
         last, calls = self._last_step
         self._last_step = (iteration, calls + 1 if iteration == last else 0)
         return self._last_step
+
+
+@contextlib.contextmanager
+def any_predictions_matched(detector: nn.Module) -> Iterator[None]:
+    """Within the context, a detector's assigners take predictions that are not finite."""
+    with contextlib.ExitStack() as stack:
+        for module in detector.modules():
+            if isinstance(assigner := getattr(module, "assigner", None), BaseAssigner):
+                anyway = matching_despite_nan(assigner.assign)
+                stack.enter_context(swapped(assigner, "assign", anyway))
+        yield
 
 
 def check_pair(model: KDDETR) -> None:

@@ -39,6 +39,8 @@ class DistillLogHook(Hook):
         due = any(self.every_n_inner_iters(batch_idx, interval) for interval in self._intervals)
         if not due and not self.end_of_epoch(runner.train_dataloader, batch_idx):
             return  # reading a value waits for the device
+        if "loss" not in outputs:
+            return  # NonFiniteHook has left this step out
         model = getattr(runner.model, "module", runner.model)
         distillation = sum(value for name, value in outputs.items() if "kd_loss" in name)
         values = {"kd_share": distillation / outputs["loss"], **model.diagnostics}

@@ -1,10 +1,13 @@
 """Steps whose loss or gradient is not finite: saved for inspection, and skipped by option."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import SampleList
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -16,8 +19,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..detectors import KDDETR
+from ..detectors.kddetr import any_predictions_matched
 from ..utils.errors import ConfigError, NonFiniteLossError
-from ..utils.finite import raise_everywhere
+from ..utils.finite import check_finite, raise_everywhere
 
 SKIPPED = "skipped_steps"
 
@@ -26,8 +31,9 @@ SKIPPED = "skipped_steps"
 class NonFiniteHook(Hook):
     """What becomes of a training step whose loss or gradient is NaN or infinite.
 
-    Without this hook :class:`~kd_detr_mmdet.detectors.KDDETR` stops at such a loss. With it the
-    batch is saved, gradients are looked at as well, and up to ``skip`` steps in a run are left out
+    Without this hook :class:`~kd_detr_mmdet.detectors.KDDETR` stops at such a loss, and no other
+    detector does. With it every one does, the batch is saved, gradients are looked at as well, and
+    up to ``skip`` steps in a run are left out
     as if their images had not been drawn: weights, optimiser and the statistics of batch norm stay
     as they were. All ranks of a distributed run leave out the same steps. The number so far stands
     in the log as ``skipped_steps`` and survives a resume.
@@ -59,6 +65,8 @@ class NonFiniteHook(Hook):
         wrapped = runner.model
         model = wrapped.module if is_model_wrapper(wrapped) else wrapped
         step = wrapped.train_step
+        if not isinstance(model, KDDETR):  # which looks at its losses itself
+            model.loss = checked_loss(model)
 
         def train_step(data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
             statistics = batch_norm_statistics(model) if self.skip else []
@@ -89,6 +97,8 @@ class NonFiniteHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         del runner.model.train_step
+        model = getattr(runner.model, "module", runner.model)
+        vars(model).pop("loss", None)
         for handle in self._handles:
             handle.remove()
 
@@ -114,6 +124,19 @@ class NonFiniteHook(Hook):
         hub.update_info(SKIPPED, skipped + 1)
         hub.update_scalar(f"train/{SKIPPED}", skipped + 1)
         runner.logger.warning(f"step skipped ({skipped + 1} of at most {self.skip}): {error.what}")
+
+
+def checked_loss(detector: BaseDetector) -> Callable[[Tensor, SampleList], dict[str, Any]]:
+    """A detector's ``loss`` that stops every rank at a term that is not finite."""
+    plain = detector.loss
+
+    def loss(batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        with any_predictions_matched(detector):
+            losses = plain(batch_inputs, batch_data_samples)
+        check_finite(losses, batch_data_samples)
+        return losses
+
+    return loss
 
 
 def batch_norm_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -83,10 +83,11 @@ def runner(shapes, teacher_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Config, "pretty_text", property(lambda cfg: "cfg"))
     names = iter("abcdefgh")
 
-    def make(epochs, clip_grad=True, hook=None, **more):
+    def make(epochs, clip_grad=True, hook=None, model=None, **more):
         meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         cfg = dict(
-            model=dict(
+            model=model
+            or dict(
                 type="KDDETR",
                 student=dino_config(),
                 teacher=dict(config=dino_config(**TEACHER), checkpoint=teacher_checkpoint),
@@ -155,10 +156,12 @@ def finite(state):
 
 
 def test_a_step_is_skipped_as_if_it_had_not_been(runner, watch, tmp_path, capfd):
+    from kd_detr_mmdet.hooks import DistillLogHook
     from kd_detr_mmdet.utils.errors import NonFiniteLossError
 
     run = runner(1, hook=dict(skip=1))
     run.register_hook(watch)
+    run.register_hook(DistillLogHook())  # which finds no losses in that step's line
     poison_images(run.model, [1])
     run.train()
     # Weights, batch norm's statistics and Adam's are those of before; the steps around moved them.
@@ -191,6 +194,27 @@ def test_a_step_is_skipped_as_if_it_had_not_been(runner, watch, tmp_path, capfd)
     with pytest.raises(NonFiniteLossError, match=r"iteration 4: .*\(1 steps had been skipped"):
         again.train()
     assert not (tmp_path / "epoch_2.pth").exists()
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_a_detector_without_a_teacher_is_watched_alike(runner, watch, skip):
+    """A teacher, or a student alone; its Hungarian matching would refuse such predictions."""
+    from conftest import dino_config
+
+    from kd_detr_mmdet.utils.errors import NonFiniteLossError
+
+    run = runner(1, hook=dict(skip=skip), model=dino_config())
+    run.register_hook(watch)
+    poison_images(run.model, [1])
+    if skip:
+        run.train()
+        assert same(watch.states[1], watch.states[2])
+        assert not same(watch.states[2], watch.states[3])
+        assert "loss" not in vars(run.model) and "train_step" not in vars(run.model)
+    else:
+        with pytest.raises(NonFiniteLossError, match="at iteration 1: .*loss_cls = nan.* ids 4, 5"):
+            run.train()
+        assert finite(dict(run.model.named_parameters()))
 
 
 @pytest.mark.parametrize("clip_grad", [True, False])

@@ -76,7 +76,7 @@ def test_onnx_and_the_program_of_the_docs(write_config, run, tmp_path, shapes):
     )
     assert code == 0
     path, _ = exported(tmp_path / "work")
-    model = path.with_suffix(".onnx")
+    model = path.with_name(f"{path.stem}-48x36.onnx")  # beside those of other sizes
     assert sorted(path.parent.iterdir()) == sorted([path, model])
     assert f"{model}: " in told
     assert re.search(r"1 images: scores differ by \d\.\de-\d+ at most \(allowed: 0\.001\)", told)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build, two_stage_config
+from conftest import TEACHER, build, dino_config, two_stage_config
 from mmengine.config import Config
 
 from kd_detr_mmdet.datasets import generate_shapes
@@ -69,6 +69,12 @@ def test_a_picture_of_another_format(tool, config, tmp_path, monkeypatch):
         run(tool, config, tmp_path, monkeypatch, "--out", "x.bmp")
 
 
+def test_proposals_are_no_boxes_to_draw(tool, kd_config, batch):
+    points = dict(num_general=10, proposals=True)
+    kd = build(kd_config(student=dino_config(**TEACHER), points=points)).train()
+    assert list(tool.one_step(kd, batch(kd, shapes=((3, 64, 96),)))) == ["specific", "general"]
+
+
 @pytest.mark.parametrize("student", ["dino", "faster_rcnn"])
 def test_the_picture_of_a_file(tool, config, tmp_path, kd_config, monkeypatch, student):
     """No annotations, and no training data: a picture for a paper."""
@@ -99,6 +105,7 @@ def test_a_file_that_is_no_image(tool, config, tmp_path, monkeypatch, content, t
     "points, index, told",
     [
         (dict(type="QueryPairing", strategy="inconsistent"), "0", "nothing to draw"),
+        (dict(num_general=0, specific=False, proposals=True), "0", "nothing to draw"),
         (dict(num_general=5), "2", "between 0 and 1, got 2"),
     ],
 )

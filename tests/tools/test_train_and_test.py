@@ -308,6 +308,13 @@ def test_non_finite_loss_stops_the_run(write_config, run, tmp_path, teacher_chec
     assert not (tmp_path / "work" / "epoch_1.pth").exists()
 
 
+def test_a_detector_without_a_teacher_stops_too(write_config, run):
+    config = write_config(distilled=False, **{"default_hooks.non_finite.skip": 1})
+    rate = "optim_wrapper.optimizer.lr=1e30"
+    result = run("train.py", config, "--cfg-options", rate, "train_cfg.max_epochs=3")
+    assert_refused(result, "loss_cls = ", "(1 steps had been skipped before)")
+
+
 def test_bad_config_file(run, tmp_path):
     assert_refused(run("train.py", tmp_path / "none.py"), "no config file", tmp_path / "none.py")
     (tmp_path / "broken.py").write_text("model = dict(")
