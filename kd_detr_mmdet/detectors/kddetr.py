@@ -48,7 +48,7 @@ class KDDETR(BaseDetector):
     Args:
         student: The student's model config, in any form that
             :func:`~kd_detr_mmdet.utils.configs.model_config` takes, or ``dict(config=...,
-            checkpoint=...)`` with the weights that it starts from; see
+            checkpoint=..., trust=False)`` with the weights that it starts from; see
             :func:`~kd_detr_mmdet.detectors.inherit.start_from`.
         teacher: ``config`` (the same forms), ``checkpoint`` (path or URL) and optionally
             ``strict`` and ``trust``; see

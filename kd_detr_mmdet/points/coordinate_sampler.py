@@ -24,15 +24,16 @@ class CoordinateSampler(DistillPointGenerator):
     specific points of :class:`DistillPointGenerator`; both can be had at once.
 
     Args:
-        boxes: ``'sampled'``: the RoIs that the student's detection loss samples, a quarter of
-            them on objects; ``'proposals'``: what its RPN proposes, best first; ``'anchors'``: its
-            RPN's anchors, which do not depend on what it has learnt.
+        boxes: ``'sampled'``: the RoIs that the student's detection loss samples, at most a
+            quarter of them on objects; ``'proposals'``: what its RPN proposes, best first;
+            ``'anchors'``: its RPN's anchors, which do not depend on what it has learnt.
         max_points: How many points each image gets. Of more boxes some are drawn (of proposals,
             the best are taken); an image with fewer is filled up with general points, since
             padding would change what the teacher's self-attention makes of all others.
         add_ground_truth: Whether the ground truth is among the points.
-        foreground_fraction: How many of the points lie on objects (IoU of at least 0.5), at most,
-            as a share of ``max_points``. None: as it comes.
+        foreground_fraction: How many of the student's boxes among the points lie on objects (IoU of
+            at least 0.5), at most, as a share of ``max_points``; ground truth that was added and
+            random boxes are not counted. None: as it comes.
         num_general: As in :class:`DistillPointGenerator`, but none by default.
         specific: As there, but off by default.
         distribution: As there; of points to fill up as well.

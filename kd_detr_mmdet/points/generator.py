@@ -62,8 +62,9 @@ class DistillPointGenerator:
         self.proposals = proposals
         if not self.set_names:
             raise ConfigError(
-                "points leave nothing to distil: set points.num_general above 0 or "
-                "points.specific=True, or train the student's own config without KDDETR"
+                "points leave nothing to distil: set points.num_general above 0, "
+                "points.specific=True or points.proposals=True, or train the student's own config "
+                "without KDDETR"
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ConfigError(f"points.seed must be a whole number or None, got {seed!r}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TEACHER, dino_config
+from mmdet.registry import MODELS
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config, DictAction
 
@@ -143,6 +145,19 @@ def test_bad_studies(write, content, told):
         read_study(write(**content))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_study_of_the_docs(tmp_path):
+    """configs/studies/README.md, "A study of your own"."""
+    text = (ROOT / "configs/studies/README.md").read_text()
+    (tmp_path / "study.py").write_text(re.search(r"```python\n(.*?)```", text, re.S)[1])
+    study = read_study(str(tmp_path / "study.py"))
+    assert list(study.runs) == ["alone", "longer", "distilled", "hungarian"]
+    for run in study.runs.values():
+        cfg = Config.fromfile(run.config)
+        if run.teacher:
+            cfg.merge_from_dict({**run.options, "model.teacher.checkpoint": None})
+        MODELS.build(cfg.model)
 
 
 def test_files_that_are_no_study(tmp_path):
