@@ -292,7 +292,7 @@ def test_every_set_has_three_terms_in_every_layer(kd_config, batch, points, sets
 def test_defaults_suffice(teacher_checkpoint, batch):
     student = dino_config()
     preprocessor = student.pop("data_preprocessor")
-    kd = MODELS.build(
+    kd = build(
         dict(
             type="KDDETR",
             student=student,
