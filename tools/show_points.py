@@ -160,11 +160,11 @@ def main() -> None:
     if cfg.model.get("points", {}).get("type") == "QueryPairing":
         raise ConfigError("points.type='QueryPairing' shares no points: there is nothing to draw")
     init_default_scope("mmdet")
+    sample = image_of(cfg, args.image) if args.image else training_image(cfg, args.index)
+    sample = pseudo_collate([sample])
     model = MODELS.build({**cfg.model, "interval": 1})  # this one step is distilled
     if model.point_generator.set_names == ("proposals",):
         raise ConfigError("points.proposals alone asks at no boxes: there is nothing to draw")
-    sample = image_of(cfg, args.image) if args.image else training_image(cfg, args.index)
-    sample = pseudo_collate([sample])
     model.init_weights()
     if args.student:
         load_strictly(model.student, args.student, what="--student")

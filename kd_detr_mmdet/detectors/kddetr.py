@@ -101,10 +101,10 @@ class KDDETR(BaseDetector):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        start = student_options(student)
         student_cfg = model_config(student, "student")
         preprocessor = _one_preprocessor(student_cfg, data_preprocessor)
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
+        self.start = student_options(student)
         self.student = MODELS.build(student_cfg)
         with preserved_rng():  # the student's weights are drawn as if there were no teacher
             building, running = _teacher_options(teacher)
@@ -134,7 +134,6 @@ class KDDETR(BaseDetector):
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ConfigError(f"interval must be a whole number of at least 1, got {interval!r}")
         self.interval = interval
-        self.start = start
         self.distill_factor = 1.0
         self.diagnostics: dict[str, Tensor] = {}
         self._last_step = (-1, 0)
