@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
+import torch
 from mmengine.config import Config, DictAction
 
 from ..datasets import generate_shapes
@@ -337,11 +339,13 @@ class Task:
         self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
-        started, commits = self.folder / "started.json", []
+        started, noted = self.folder / "started.json", {}
         if started.is_file():
-            commits = read_json(started)["commits"]
-        commits += [now for now in [commit()] if now not in commits]
-        write_atomically(started, json.dumps({**settings, "commits": commits}, indent=1))
+            noted = read_json(started)
+        for key, now in (("commits", commit()), ("machines", machine())):
+            before = noted.get(key, [])
+            settings[key] = before if now in before else [*before, now]
+        write_atomically(started, json.dumps(settings, indent=1))
         arguments = [TRAIN, str(ROOT / self.run.config), "--work-dir", str(self.folder)]
         resumes = (self.folder / "last_checkpoint").is_file()
         if resumes:
@@ -408,6 +412,7 @@ class Task:
         result = dict(
             {key: started.get(key) for key in self.settings()},
             commit=", ".join(filter(None, started["commits"])) or None,
+            machine="; ".join(started.get("machines", [])) or None,
             **measured,
             bbox_mAP=curve[-1]["bbox_mAP"],
             best_bbox_mAP=max(point["bbox_mAP"] for point in curve),
@@ -605,6 +610,14 @@ def commit() -> str | None:
         return git("rev-parse", "--short", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def machine() -> str:
+    """This machine: processor, PyTorch, and the GPU if there is one to train on."""
+    parts = [platform.machine(), f"{os.cpu_count()} CPUs", f"torch {torch.__version__}"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
 
 
 def config_sha256(path: str) -> str:

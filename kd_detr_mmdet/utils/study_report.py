@@ -3,17 +3,15 @@
 import json
 import math
 import os
-import platform
 import statistics
 from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
-import torch
 from scipy import stats
 
 from .errors import ConfigError
-from .study import Results, Run, Study, results_of, write_atomically
+from .study import Results, Run, Study, machine, results_of, write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -71,24 +69,24 @@ def summarize(study: Study, results: Results, added: list[dict] = ()) -> dict:
             gains[name]["same_time_titles"] = [shown[other].title for other in run.same_time]
     finished = [result for by_seed in results.values() for result in by_seed.values()]
     commits = {name for r in finished for name in (r["commit"] or "none").split(", ")}
+    elsewhere = {seed for place in added for seed in place["seeds"]}
+    # Where they were trained, which need not be here; reports from before that was noted are.
+    machines = {
+        result.get("machine") or machine()
+        for name in study.runs
+        for seed, result in results.get(name, {}).items()
+        if seed not in elsewhere
+    }
     return dict(
         title=study.title,
         rows=rows,
         gains=gains,
         seeds=sorted({seed for name in study.runs for seed in results.get(name, {})}),
         commits=sorted(commits),
-        machine=machine(),
+        machine="; ".join(sorted(machines)) or machine(),
         command=f"python tools/study.py {study.path}",
         added=list(added),
     )
-
-
-def machine() -> str:
-    """This machine: processor, PyTorch, and the GPU if there is one to train on."""
-    parts = [platform.machine(), f"{os.cpu_count()} CPUs", f"torch {torch.__version__}"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
 
 
 def compare(run: Run, results: Results) -> dict:

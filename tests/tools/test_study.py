@@ -322,6 +322,7 @@ def test_trains_in_order_and_only_once(write, run, calls, tmp_path):
     assert (result["iterations"], result["seconds"], result["bbox_mAP"]) == (20, 10.0, 0.25)
     assert result["best_bbox_mAP"] == 0.3  # after the first epoch
     assert result["commit"] == study_module.commit()
+    assert result["machine"] == study_module.machine()
     report = (work / "report.md").read_text()
     assert "| kd | 25.0 | 0.0 | 25.0 25.0 | 30.0 | 20 | 10 | 0 1 |" in report
 
@@ -439,13 +440,26 @@ def test_an_interrupted_run_is_resumed(write, run, calls, tmp_path):
     (folder / "result.json").unlink()
     (folder / "epoch_1.pth").write_text("earlier")
     (folder / "last_checkpoint").write_text("/where/it/was/epoch_2.pth")  # moved since
+    started = folder / "started.json"
+    noted = json.loads(started.read_text())
+    started.write_text(json.dumps({**noted, "commits": ["abc1234"], "machines": ["another one"]}))
     code, _, out = run(path)
     assert code == 0
     assert out.startswith("alone, seed 0: resumes\n")
     resume = f"--resume {folder / 'epoch_2.pth'}"
     assert calls()[2] == f"begin alone seed-0 {resume} --cfg-options randomness.seed=0"
-    assert (folder / "result.json").exists()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["commit"] == f"abc1234, {study_module.commit()}"
+    assert result["machine"] == f"another one; {study_module.machine()}"
     assert [path.name for path in folder.glob("*.pth")] == ["epoch_2.pth"]
+
+
+def test_a_machine_is_named_by_its_gpu(monkeypatch):
+    for available, told in ((False, False), (True, True)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
+        assert study_module.machine().endswith(", Some GPU") is told
+        assert f"torch {torch.__version__}" in study_module.machine()
 
 
 def test_two_studies_do_not_train_one_run(write, run, tmp_path):

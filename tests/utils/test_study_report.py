@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from conftest import ROOT
 
 from kd_detr_mmdet.utils.errors import ConfigError
@@ -15,7 +14,6 @@ from kd_detr_mmdet.utils.study_report import (
     best_within,
     compare,
     interval,
-    machine,
     mean_curve,
     summarize,
     write_report,
@@ -247,12 +245,15 @@ def test_tables(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "report.png"}
 
 
-def test_a_report_names_the_gpu(monkeypatch):
-    for available, told in ((False, False), (True, True)):
-        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
-        monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
-        assert machine().endswith(", Some GPU") is told
-        assert f"torch {torch.__version__}" in machine()
+def test_a_report_names_where_it_was_trained_and_not_where_it_is_written(monkeypatch):
+    monkeypatch.setattr("kd_detr_mmdet.utils.study_report.machine", lambda: "this one")
+    first, second, third = ({"machine": name} for name in ("the first; the second", "third", None))
+    alone = {i: {**result((100, 10, 20)), **m} for i, m in enumerate((first, second, third))}
+    told = summarize(STUDY, {"alone": alone})["machine"]
+    assert told == "the first; the second; third; this one"  # the last has not noted it
+    added = [dict(path="r.json", machine="third", seeds=[1, 2], teachers={})]
+    assert summarize(STUDY, {"alone": alone}, added)["machine"] == "the first; the second"
+    assert summarize(STUDY, {"dino": {0: result((100, 10, 20))}})["machine"] == "this one"
 
 
 def test_one_seed_has_no_interval(tmp_path):
