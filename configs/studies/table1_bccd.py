@@ -22,6 +22,7 @@ def _distilled(title, options):
         options=options,
         teacher="dino",
         baseline="alone",
+        same_time=["alone", "alone_longer"],
     )
 
 
@@ -32,6 +33,12 @@ def _pairing(title, strategy):
 
 runs = dict(
     alone=dict(title="alone", config="configs/custom/dino_alone.py"),
+    # As long as a distilled one takes.
+    alone_longer=dict(
+        title="alone, twice as long",
+        config="configs/custom/dino_alone.py",
+        options={"train_cfg.max_epochs": 48, "param_scheduler.1.milestones": [38]},
+    ),
     inconsistent=_pairing("inconsistent", "inconsistent"),
     similar_foreground=_pairing("similar foreground", "similar_foreground"),
     similar_general=_pairing("similar general", "similar_general"),

@@ -10,13 +10,10 @@ teachers = dict(
 )
 
 _student = "configs/tiny/dab_alone_bccd.py"
-_distilled = dict(
-    config="configs/tiny/kd-detr_dab_bccd.py",
-    teacher="dab_teacher",
-    same_time=["alone", "alone_longer"],
-)
+_distilled = dict(config="configs/tiny/kd-detr_dab_bccd.py", teacher="dab_teacher")
 runs = dict(
     alone=dict(config=_student),
+    alone_longer=dict(config=_student, options=_long),
     inconsistent=_distilled,
     similar_foreground=_distilled,
     similar_general=_distilled,
@@ -31,5 +28,4 @@ runs = dict(
     many=_distilled,
     softmax=_distilled,
     own_content=_distilled,
-    alone_longer=dict(title="alone, twice as long", config=_student, options=_long),
 )
