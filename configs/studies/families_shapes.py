@@ -1,4 +1,5 @@
-# Every family alone and distilled by a DINO and by a stronger model of its own.
+# Four families beside DINO, alone and distilled by a DINO and by a stronger model of their own.
+# Deformable DETR is its one-stage form with box refinement.
 title = "Families: tiny detectors on generated images"
 seeds = [0, 1, 2, 3, 4]
 data = dict(train=600, val=150, size=(128, 96))

@@ -294,7 +294,7 @@ def test_an_unknown_strategy_is_refused(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("student", ["dino", "dab", "ddq"])
+@pytest.mark.parametrize("student", ["dino", "dab", "ddq", "detr"])
 def test_one_step(pair, batch, monkeypatch, student, strategy):
     # The teacher has other queries, fewer than the student.
     teacher = dab_config(num_queries=9) if student == "dab" else dino_config(num_queries=9)
@@ -334,6 +334,17 @@ def test_one_step(pair, batch, monkeypatch, student, strategy):
     assert {"backbone", "neck", "encoder", "decoder", "bbox_head"} <= taught
     # Here, other than at shared points, the student's own queries learn.
     assert {"query_map" if student == "ddq" else "query_embedding"} <= taught
+
+
+@pytest.mark.parametrize("student", ["dab", "detr", "refine", "two_stage", "conditional", "ddq"])
+def test_a_batch_without_objects_teaches_nothing_and_reaches_every_parameter(pair, batch, student):
+    points = dict(type="QueryPairing", strategy="similar_foreground")
+    kd = pair(FAMILY_CONFIGS[student], dino_config(num_queries=9), points=points).train()
+    losses = kd(**batch(kd, num_items=[0, 0]), mode="loss")
+    distil = [value for name, value in losses.items() if "kd_loss" in name]
+    assert len(distil) == 6 and not any(distil)
+    sum(distil).backward()  # else another process would wait for these gradients
+    assert all(parameter.grad is not None for parameter in kd.student.decoder.layers.parameters())
 
 
 @pytest.mark.parametrize("strategy", ["inconsistent", "hungarian"])
