@@ -100,3 +100,15 @@ def test_of_several_selections_the_last_counts():
     of_two_heads = [m.repeat_interleave(2, 0)[:, None].expand(-1, 3, -1) for m in (first, last)]
     family.detector.cache_dict.update(num_heads=2, distinct_query_mask=of_two_heads)
     assert torch.equal(family._distinct(), last)
+
+
+def test_training_adds_names_to_its_checkpoint_in_plain_mmdet(batch):
+    """So a trained file, distilled or not, is refused by a fresh model with strict=True."""
+    detector = build(ddq_config()).train()
+    fresh = set(detector.state_dict())
+    data = batch(detector)
+    detector.loss(data["inputs"], data["data_samples"])
+    added = set(detector.state_dict()) - fresh
+    assert added and all(name.startswith("decoder.aux_reg_branches.") for name in added)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        build(ddq_config()).load_state_dict(detector.state_dict(), strict=True)
