@@ -31,6 +31,11 @@ def _alone(family, title):
     return dict(title=f"{title}, alone", config=f"configs/tiny/{family}_alone.py")
 
 
+def _longer(family, title):
+    options = {"train_cfg.max_epochs": 32, "param_scheduler.1.milestones": [24]}
+    return dict(_alone(family, title), title=f"{title}, alone, twice as long", options=options)
+
+
 def _distilled(family, title, teacher="dino", general=False):
     pair = f"dino-to-{family}" if teacher == "dino" else family
     by = f"{title}, by {'DINO' if teacher == 'dino' else 'its own'}"
@@ -39,12 +44,14 @@ def _distilled(family, title, teacher="dino", general=False):
         config=f"configs/tiny/kd-detr_{pair}.py",
         teacher=teacher,
         baseline=family,
+        same_time=[family, f"{family}_longer"],
         options=_own if general else _specific,
     )
 
 
 runs = dict(
     dab=_alone("dab", "DAB-DETR"),
+    dab_longer=_longer("dab", "DAB-DETR"),
     dab_dino=_distilled("dab", "DAB-DETR"),
     dab_dino_general=_distilled("dab", "DAB-DETR", general=True),
     dab_dino_general_light=dict(
@@ -53,12 +60,15 @@ runs = dict(
         options={**_own, "model.distill_loss.set_weights.general": 0.2},
     ),
     deformable=_alone("deformable", "Deformable DETR"),
+    deformable_longer=_longer("deformable", "Deformable DETR"),
     deformable_dino=_distilled("deformable", "Deformable DETR"),
     deformable_dino_general=_distilled("deformable", "Deformable DETR", general=True),
     conditional=_alone("conditional", "Conditional DETR"),
+    conditional_longer=_longer("conditional", "Conditional DETR"),
     conditional_dino=_distilled("conditional", "Conditional DETR"),
     conditional_dino_general=_distilled("conditional", "Conditional DETR", general=True),
     ddq=_alone("ddq", "DDQ-DETR"),
+    ddq_longer=_longer("ddq", "DDQ-DETR"),
     ddq_dino=_distilled("ddq", "DDQ-DETR"),
     ddq_dino_general=_distilled("ddq", "DDQ-DETR", general=True),
     dab_own=_distilled("dab", "DAB-DETR", "dab_teacher"),
