@@ -72,10 +72,11 @@ def summarize(study: Study, results: Results, added: list[dict] = ()) -> dict:
     elsewhere = {seed for place in added for seed in place["seeds"]}
     # Where they were trained, which need not be here; reports from before that was noted are.
     machines = {
-        result.get("machine") or machine()
+        place
         for name in study.runs
         for seed, result in results.get(name, {}).items()
         if seed not in elsewhere
+        for place in (result.get("machine") or machine()).split("; ")
     }
     return dict(
         title=study.title,

@@ -249,9 +249,10 @@ def test_a_report_names_where_it_was_trained_and_not_where_it_is_written(monkeyp
     monkeypatch.setattr("kd_detr_mmdet.utils.study_report.machine", lambda: "this one")
     first, second, third = ({"machine": name} for name in ("the first; the second", "third", None))
     alone = {i: {**result((100, 10, 20)), **m} for i, m in enumerate((first, second, third))}
+    alone[3] = {**alone[0], "machine": "the first"}  # each is named once
     told = summarize(STUDY, {"alone": alone})["machine"]
     assert told == "the first; the second; third; this one"  # the last has not noted it
-    added = [dict(path="r.json", machine="third", seeds=[1, 2], teachers={})]
+    added = [dict(path="r.json", machine="third", seeds=[1, 2, 3], teachers={})]
     assert summarize(STUDY, {"alone": alone}, added)["machine"] == "the first; the second"
     assert summarize(STUDY, {"dino": {0: result((100, 10, 20))}})["machine"] == "this one"
 
