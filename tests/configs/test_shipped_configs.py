@@ -227,9 +227,9 @@ def test_an_ablation_differs_from_the_base_in_points_and_loss_only():
         words = path.stem.split("_")[3:-2]
         paired = points.get("type") == "QueryPairing"
         assert (loss.get("rebalance") is False) == ("no-rebalance" in words or paired)
-        assert (points.get("specific") is False) == ("general" in words)
-        assert (points.get("num_general") == 0) == ("specific" in words)
-        counts = [int(word[8:]) for word in words if word.startswith("general-")]
+        assert (points.get("specific") is False) == ("general-only" in words)
+        assert (points.get("num_general") == 0) == ("specific-only" in words)
+        counts = [int(word[8:]) for word in words if re.fullmatch(r"general-\d+", word)]
         assert counts == [number for number in [points.get("num_general")] if number]
         assert (loss.get("class_term") == "softmax") == ("softmax" in words)
         assert (loss.get("layers") == "one_to_one") == ("layerwise" in words)
