@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from kd_detr_mmdet.datasets import generate_shapes
 from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_data_only
+from kd_detr_mmdet.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # tensors this small only get slower with more
@@ -238,6 +239,18 @@ def build(cfg):
     model = MODELS.build(copy.deepcopy(cfg))
     model.init_weights()
     return model
+
+
+def refused(cfg):
+    """What the user is told of a config that cannot be built."""
+    with pytest.raises(ConfigError) as error:
+        MODELS.build(copy.deepcopy(cfg))
+    return str(error.value)
+
+
+def teacher_of(**kwargs):
+    """An untrained DINO as the teacher of a ``KDDETR``, by :func:`dino_config`."""
+    return dict(config=dino_config(**kwargs), checkpoint=None)
 
 
 def noisy(cfg, seed=1):

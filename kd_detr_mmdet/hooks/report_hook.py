@@ -6,7 +6,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..detectors import KDDETR
-from ..detectors.kddetr import check_single_class
+from ..detectors.checks import check_single_class
 from ..points import CoordinateSampler, QueryPairing
 from ..utils.complexity import gflops, params_m
 from ..utils.data import class_lists
