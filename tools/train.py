@@ -15,6 +15,7 @@ from kd_detr_mmdet.hooks import (
     DistillReportHook,
     OfficialWeightsHook,
     RandomStateHook,
+    ResumedValidationHook,
 )
 from kd_detr_mmdet.utils.amp import AMP_DTYPES, use_amp
 from kd_detr_mmdet.utils.checkpoints import let_mmengine_read_anything, let_mmengine_read_data_only
@@ -87,6 +88,7 @@ def main() -> None:
         print(f"--resume: no checkpoint in {cfg.work_dir!r}: training starts from the beginning")
     runner = build_runner(cfg)
     runner.register_hook(RandomStateHook())
+    runner.register_hook(ResumedValidationHook())
     runner.register_hook(OfficialWeightsHook())
     AtomicCheckpointHook.take_over(runner)
     if not torch.cuda.is_available():

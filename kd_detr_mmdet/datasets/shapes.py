@@ -274,6 +274,11 @@ def _parameters(splits, image_size, seed):
     }
 
 
+def holds_shapes(root, splits, image_size, seed):
+    """Whether ``root`` holds what :func:`generate_shapes` would write there."""
+    return _read_marker(Path(root).resolve()) == _parameters(splits, image_size, seed)
+
+
 def generate_shapes(root, splits=DEFAULT_SPLITS, image_size=(160, 120), seed=0):
     """Write the data set, unless ``root`` already holds it, and return its folder.
 

@@ -8,6 +8,7 @@ from .non_finite_hook import NonFiniteHook
 from .official_weights_hook import OfficialWeightsHook
 from .random_state_hook import RandomStateHook
 from .report_hook import DistillReportHook
+from .resumed_validation_hook import ResumedValidationHook
 
 __all__ = [
     "AtomicCheckpointHook",
@@ -18,4 +19,5 @@ __all__ = [
     "NonFiniteHook",
     "OfficialWeightsHook",
     "RandomStateHook",
+    "ResumedValidationHook",
 ]

@@ -30,9 +30,10 @@ class RandomStateHook(Hook):
         self._before_val: dict | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # A best checkpoint is saved, and the last one once more, before validation is over.
+        # A best checkpoint is saved, and the last one once more, before validation is over; after
+        # a resume that may be before any epoch, whose state is then the one to restore.
         state = self._before_val or get_random_state()
-        checkpoint["random_state"] = self._at_epoch_end or [state]
+        checkpoint["random_state"] = self._to_restore or self._at_epoch_end or [state]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume:  # and not for weights that merely start a new run

@@ -102,14 +102,14 @@ def wait(jobs: list[Job]) -> None:
         stop(jobs)
 
 
-def scalars(work_dir: Path) -> list[dict]:
+def scalars(work_dir: str | Path) -> list[dict]:
     """What a run has logged so far; the last line may be cut while it is written.
 
     A run that was resumed has logged into a folder for each start. What an earlier start had logged
     beyond the iteration from which a later one went on was done anew, and is left out.
     """
     rows: list[dict] = []
-    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
+    for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
         new = []
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):
@@ -177,8 +177,8 @@ def progress(title: str, work_dir: Path) -> str:
 
 
 def ap(row: dict, name: str = "bbox_mAP") -> float:
-    """AP (0 to 1) of a logged evaluation; COCO says -1 where it has none."""
-    return max(row[f"coco/{name}"], 0.0)
+    """AP (0 to 1) of a logged evaluation; COCO says -1 where it has none, and mmdet nothing."""
+    return max(row.get(f"coco/{name}", 0.0), 0.0)
 
 
 def curve(work_dir: Path) -> list[dict]:

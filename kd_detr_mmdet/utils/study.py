@@ -7,6 +7,7 @@ A study file is read with :func:`read_study` and its runs are trained by :func:`
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -23,12 +24,12 @@ from typing import IO
 import torch
 from mmengine.config import Config, DictAction
 
-from ..datasets import generate_shapes
+from ..datasets import generate_shapes, holds_shapes
 from .checkpoints import read_checkpoint
 from .errors import ConfigError
 from .runs import ROOT, Job, ap, checkpoint, scalars, stop, training_clock
 
-TRAIN, TEST = "tools/train.py", "tools/test.py"
+TRAIN = "tools/train.py"
 SHAPES = "data/shapes"  # where the demo's configs look for their images
 POLL_SECONDS = 0.5
 # What a study sets itself.
@@ -117,7 +118,7 @@ def _entries(where: str, entries: object) -> Iterable[tuple[str, dict]]:
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise ConfigError(f"{where} must be a dict of dicts by name")
     for name in entries:
-        if not re.fullmatch(r"[\w-]+", str(name)):  # it becomes a folder
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):  # it becomes a folder
             raise ConfigError(f"{where}: bad name {name!r}: use letters, digits, '_' and '-'")
     return entries.items()
 
@@ -134,6 +135,10 @@ def _read_run(
         same_time = [entry["baseline"]] if entry.get("baseline") else []
     if not isinstance(same_time, (list, tuple)):
         raise ConfigError(f"{where}.same_time must be a list of names, got {same_time!r}")
+    named = dict(teacher=entry.get("teacher"), baseline=entry.get("baseline"))
+    for key, value in (*named.items(), *(("same_time", other) for other in same_time)):
+        if not isinstance(value, str) and not (value is None and key != "same_time"):
+            raise ConfigError(f"{where}.{key} must be a name, got {value!r}")
     options = {**common, **_check_options(f"{where}.options", entry.get("options", {}))}
     if entry.get("teacher") and TEACHER_OPTION in options:
         raise ConfigError(f"{where}: remove the option {TEACHER_OPTION!r}: 'teacher' sets it")
@@ -143,8 +148,7 @@ def _read_run(
         config=str(entry["config"]),
         options=options,
         seeds=seeds,
-        teacher=entry.get("teacher"),
-        baseline=entry.get("baseline"),
+        **named,
         same_time=tuple(same_time),
     )
 
@@ -153,9 +157,10 @@ def _check_names(where: str, run: Run, teachers: dict, runs: dict) -> None:
     """Check that the names in a run are those of other entries."""
     if run.teacher is not None and run.teacher not in teachers:
         raise ConfigError(f"{where}: unknown teacher {run.teacher!r}; known: {_listed(teachers)}")
-    for key, names in (("baseline", [run.baseline]), ("same_time", run.same_time)):
+    baselines = () if run.baseline is None else (run.baseline,)
+    for key, names in (("baseline", baselines), ("same_time", run.same_time)):
         for name in names:
-            if name is not None and (name not in runs or name == run.name):
+            if name not in runs or name == run.name:
                 others = _listed(other for other in runs if other != run.name)
                 raise ConfigError(f"{where}: unknown {key} {name!r}; other runs: {others}")
     if run.same_time and run.baseline is None:
@@ -254,8 +259,10 @@ class Task:
     run: Run
     seed: int
     folder: Path
+    config_sha256: str  # as of when the study was read
     data: dict | None = None
     teacher: "Task | None" = None
+    given_teacher: str | None = None  # the checkpoint of one that is none of the study's
     job: Job | None = field(default=None, repr=False)
     lock: IO | None = field(default=None, repr=False)
 
@@ -268,9 +275,13 @@ class Task:
         if self.teacher is not None:
             digest = sha256(self.teacher.checkpoint()) if self.teacher.trained() else None
             teacher = dict(name=self.run.teacher, sha256=digest)
+        elif self.given_teacher is not None:
+            path = ROOT / self.given_teacher
+            digest = sha256(path) if path.is_file() else None
+            teacher = dict(name=self.given_teacher, sha256=digest)
         settings = dict(
             config=self.run.config,
-            config_sha256=config_sha256(self.run.config),
+            config_sha256=self.config_sha256,
             options=self.run.options,
             seed=self.seed,
         )
@@ -296,7 +307,7 @@ class Task:
         differing = []
         for key, value in self.settings().items():
             other = found.get(key)
-            if key == "config_sha256" and other is None:
+            if other is None and (key == "config_sha256" or key == "teacher" and not self.teacher):
                 continue  # from before this was noted
             if key == "teacher" and value and other and None in (value["sha256"], other["sha256"]):
                 # The teacher is not trained yet, or its checkpoint has been cleared away.
@@ -324,8 +335,20 @@ class Task:
 
         Raises:
             ConfigError: If the teacher's checkpoint is missing or is another one than at the first
-                start, or if another process trains in the folder.
+                start, if the config or the images have changed since the study was read, or if
+                another process trains in the folder.
         """
+        if config_sha256(read_config(self.run.config)) != self.config_sha256:
+            raise ConfigError(
+                f"{self}: {self.run.config}, or what it inherits, has changed since this study was "
+                "started, and the report would mix both: put it back, or start the study anew, "
+                "which says what to delete"
+            )
+        if self.data is not None and not holds_shapes(**shapes_of(self.data)):
+            raise ConfigError(
+                f"{self}: other images were generated in {shapes_of(self.data)['root']} since this "
+                "study was started: give each study with images of its own a data.root of its own"
+            )
         options = {**self.run.options, "randomness.seed": self.seed}
         settings = self.settings()
         if self.teacher is not None:
@@ -370,8 +393,8 @@ class Task:
                 "give another --work-dir"
             ) from error
 
-    def advance(self) -> bool:
-        """Go on after the process has ended; returns whether the run is finished.
+    def finish(self) -> None:
+        """Write ``result.json`` after the process has ended, and remove earlier checkpoints.
 
         Raises:
             ConfigError: If the process failed, or left no checkpoint or no evaluation.
@@ -381,34 +404,13 @@ class Task:
         if not (self.folder / "last_checkpoint").is_file():
             raise ConfigError(f"error: {self} has written no checkpoint, see {self.job.log}")
         measured = measure(self.folder, self.checkpoint())
-        if measured["curve"] and measured["curve"][-1]["iteration"] == measured["iterations"]:
-            self._finish(measured)
-            return True
-        if (self.folder / "evaluation.json").is_file():
-            raise ConfigError(f"error: {self} has logged no training, see {self.folder}")
-        self._evaluate()
-        return False
-
-    def _evaluate(self) -> None:
-        """Evaluate the last checkpoint: the run was interrupted before or during its last one."""
-        cfg = Config.fromfile(ROOT / self.run.config)
-        cfg.merge_from_dict(self.run.options)
-        for key in ("dataloader", "evaluator"):  # as in training, not on a test split
-            if cfg.get(f"val_{key}") is None:
-                raise ConfigError(
-                    f"error: {self}: the config has no 'val_{key}', so there is no AP to compare"
-                )
-            cfg[f"test_{key}"] = cfg[f"val_{key}"]
-        cfg.dump(self.folder / "evaluate.py")
-        arguments = [TEST, str(self.folder / "evaluate.py"), str(self.checkpoint())]
-        arguments += ["--work-dir", str(self.folder / "evaluation")]
-        arguments += ["--out", str(self.folder / "evaluation.json")]
-        self.job = Job(str(self), arguments, self.folder / "test.log")
-
-    def _finish(self, measured: dict) -> None:
-        """Write ``result.json`` and remove earlier checkpoints."""
-        started = read_json(self.folder / "started.json")
         curve = measured["curve"]
+        if not curve or curve[-1]["iteration"] != measured["iterations"]:
+            raise ConfigError(
+                f"error: {self} has no evaluation of its last iteration, so there is no AP to "
+                f"compare: see train_cfg.val_begin in its config, and {self.job.log}"
+            )
+        started = read_json(self.folder / "started.json")
         result = dict(
             {key: started.get(key) for key in self.settings()},
             commit=", ".join(filter(None, started["commits"])) or None,
@@ -428,25 +430,37 @@ def make_tasks(study: Study, work_dir: Path) -> list[Task]:
     """All runs with all seeds in the order of training: the teachers, then seed by seed.
 
     Raises:
-        ConfigError: If a folder holds a run with other settings.
+        ConfigError: If a folder holds a run with other settings, or a config cannot be read or
+            says nothing of validation.
     """
-    teachers = {
-        name: Task(run, run.seeds[0], _folder(work_dir, run, run.seeds[0]), study.data)
-        for name, run in study.teachers.items()
-    }
+    digests, given = {}, {}
+    for run in (*study.teachers.values(), *study.runs.values()):
+        if run.config in digests:
+            continue
+        cfg = read_config(run.config)
+        digests[run.config] = config_sha256(cfg)
+        teacher = cfg.get("model", {}).get("teacher") or {}
+        given[run.config] = teacher.get("checkpoint")
+        if cfg.get("val_dataloader") is None:
+            raise ConfigError(
+                f"{run.name}: {run.config} has no 'val_dataloader', so there is no AP to compare"
+            )
+
+    def task(run: Run, seed: int, teacher: Task | None = None) -> Task:
+        folder = work_dir / run.name / f"seed-{seed}"
+        checkpoint = None
+        if teacher is None:
+            checkpoint = run.options.get(TEACHER_OPTION, given[run.config])
+        return Task(run, seed, folder, digests[run.config], study.data, teacher, checkpoint)
+
+    teachers = {name: task(run, run.seeds[0]) for name, run in study.teachers.items()}
     tasks = list(teachers.values())
     for seed in study.seeds:
-        for run in study.runs.values():
-            folder = _folder(work_dir, run, seed)
-            tasks.append(Task(run, seed, folder, study.data, teachers.get(run.teacher)))
+        tasks += [task(run, seed, teachers.get(run.teacher)) for run in study.runs.values()]
     for task in tasks:
         option(TEACHER_OPTION, str(task.folder))  # a path with a blank cannot be handed over
         task.check()
     return tasks
-
-
-def _folder(work_dir: Path, run: Run, seed: int) -> Path:
-    return work_dir / run.name / f"seed-{seed}"
 
 
 def select(tasks: list[Task], names: Iterable[str] | None) -> list[Task]:
@@ -495,13 +509,20 @@ def make_data(study: Study) -> None:
     """
     if study.data is None:
         return
-    data = study.data
-    splits = {name: data[name] for name in ("train", "val")}
     try:
-        root = ROOT / data.get("root", SHAPES)
-        generate_shapes(root, splits, tuple(data["size"]), data.get("seed", 0))
+        generate_shapes(**shapes_of(study.data))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data: {error}") from error
+
+
+def shapes_of(data: dict) -> dict:
+    """A study's ``data`` as arguments of :func:`~kd_detr_mmdet.datasets.generate_shapes`."""
+    return dict(
+        root=ROOT / data.get("root", SHAPES),
+        splits={name: data[name] for name in ("train", "val")},
+        image_size=tuple(data["size"]),
+        seed=data.get("seed", 0),
+    )
 
 
 def train_all(
@@ -540,18 +561,16 @@ def train_all(
             time.sleep(POLL_SECONDS)
             meanwhile()
             for task in [t for t in running if t.job.process.poll() is not None]:
+                running.remove(task)
                 try:
-                    finished = task.advance()
+                    task.finish()
                 except ConfigError as error:
-                    running.remove(task)
                     failures.append(str(error))
                     continue
-                if finished:
-                    running.remove(task)
-                    result = task.result()
-                    points, seconds = 100 * result["bbox_mAP"], result["seconds"]
-                    print(f"{task}: AP {points:.1f}, {seconds:.0f} s of training", flush=True)
-                    after_each()
+                result = task.result()
+                points, seconds = 100 * result["bbox_mAP"], result["seconds"]
+                print(f"{task}: AP {points:.1f}, {seconds:.0f} s of training", flush=True)
+                after_each()
     finally:  # also on Ctrl-C: leave no process behind
         stop([task.job for task in running])
     return failures
@@ -578,10 +597,8 @@ def measure(folder: Path, path: Path) -> dict:
     for row in rows:
         if "loss" in row:
             last = row["iter"]
-        elif "coco/bbox_mAP" in row:
+        elif "step" in row:
             aps[row["step"] * iterations // epochs if epochs else last] = row
-    if (folder / "evaluation.json").is_file():
-        aps[iterations] = read_json(folder / "evaluation.json")
     clock = training_clock(rows)
     seconds = clock(iterations)
     curve = [
@@ -620,14 +637,34 @@ def machine() -> str:
     return ", ".join(parts)
 
 
-def config_sha256(path: str) -> str:
+def read_config(path: str) -> Config:
+    """A config of a study, whose path starts at the repository's root.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        return Config.fromfile(ROOT / path)
+    except Exception as error:  # it is a program: it may fail in any way
+        raise ConfigError(
+            f"config {path!r} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def config_sha256(cfg: Config) -> str:
     """SHA-256 of what a config says, with all that it inherits, wherever the repository lies."""
-    content = json.dumps(Config.fromfile(ROOT / path).to_dict(), sort_keys=True, default=str)
+    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     return hashlib.sha256(content.replace(str(ROOT), "").encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    stat = path.stat()
+    return _sha256(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _sha256(path: Path, *_: int) -> str:  # of every task anew it would be read for minutes
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -645,7 +682,7 @@ def read_json(path: Path) -> dict:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file at once: whoever reads it meanwhile sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may write it as well
     temporary.write_text(text)
     os.replace(temporary, path)
 
@@ -713,6 +750,12 @@ def add_report(study: Study, work_dir: Path, path: Path, results: Results) -> li
             f"--add: {path} has the run {min(unknown)!r}, which {study.path} does not: it is of "
             "another study"
         )
+    for name, teacher in study.teachers.items():
+        if other := set(found.get(name, ())) - set(teacher.seeds):
+            raise ConfigError(
+                f"--add: the teacher {name!r} of {path} was trained with seed {min(other)}, here "
+                f"it is {teacher.seeds[0]}: it is of another study"
+            )
     seeds = sorted({seed for name in found if name in study.runs for seed in found[name]})
     here = {*study.seeds, *(seed for name in study.runs for seed in results.get(name, {}))}
     for seed in seeds:

@@ -120,8 +120,12 @@ def compare(run: Run, results: Results) -> dict:
             best = max(other["best_bbox_mAP"] for other in others)
             plateau[seed] = 100 * (mine["best_bbox_mAP"] - best)
             within = [best_within(mine["seconds"], other["curve"]) for other in others]
-            if told := [best for best in within if best is not None]:
-                equal_time[seed] = 100 * (mine["bbox_mAP"] - max(told))
+            told = [
+                (best, other["seconds"]) for best, other in zip(within, others) if best is not None
+            ]
+            # So must be what it is told against.
+            if any(seconds * EQUAL_TIME >= mine["seconds"] for _, seconds in told):
+                equal_time[seed] = 100 * (mine["bbox_mAP"] - max(told)[0])
     median = statistics.median(shares.values()) if shares else math.inf
     return dict(
         baseline=run.baseline,
@@ -335,7 +339,7 @@ def draw(path: Path, study: Study, results: Results) -> None:
     figure.suptitle(study.title)
     handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     figure.savefig(temporary, format="png")
     plt.close(figure)
     os.replace(temporary, path)

@@ -131,6 +131,20 @@ def test_state_saved_within_validation_is_that_before_it():
     assert draw() == drawn
 
 
+def test_state_saved_between_resume_and_training_is_the_one_to_restore():
+    """As with the best checkpoint, where a validation is made up for first."""
+    saved, best = checkpoint(), {}
+    drawn = draw()
+    hook = RandomStateHook()
+    hook.after_load_checkpoint(runner(), saved)
+    hook.before_val(runner())
+    hook.before_save_checkpoint(runner(), best)
+    hook.after_val(runner())
+    hook.after_load_checkpoint(runner(), best)
+    hook.before_train_epoch(runner())
+    assert draw() == drawn
+
+
 def test_every_rank_gets_its_own(monkeypatch):
     """At the end of an epoch all states are gathered; saving is left to rank 0."""
     states = []

@@ -24,8 +24,6 @@ from kd_detr_mmdet.datasets import generate_shapes
 from kd_detr_mmdet.utils import study as study_module
 from kd_detr_mmdet.utils.errors import ConfigError
 from kd_detr_mmdet.utils.study import (
-    Run,
-    Task,
     collect,
     make_data,
     make_tasks,
@@ -63,13 +61,16 @@ tell("end")
 """  # noqa: E501
 
 
+VALIDATES = "val_dataloader = dict()"
+
+
 @pytest.fixture
 def write(tmp_path):
     """Writes a study file, and configs for the stub by what they make it do."""
 
     def study(**content):
         for name in ("quick", "slow", "fail", "hang"):
-            (tmp_path / f"{name}.py").write_text(f"# {name}")
+            (tmp_path / f"{name}.py").write_text(f"{VALIDATES}  # {name}")
         content = {
             "seeds": [0],
             "runs": {"alone": dict(config=str(tmp_path / "quick.py"))},
@@ -124,6 +125,7 @@ GOOD = dict(config=CONFIG)
         (dict(runs=dict(a=dict(GOOD, optoins={}))), "runs.a: unknown key 'optoins'"),
         (dict(runs=dict(a={})), "runs.a: 'config' is missing"),
         (dict(runs={"a b": GOOD}), "bad name 'a b'"),
+        (dict(runs={1: GOOD}), "bad name 1"),
         (dict(runs=dict(a=dict(config="no/such.py"))), "runs.a: no config file 'no/such.py'"),
         (dict(runs=dict(a=dict(GOOD, teacher="t"))), "runs.a: unknown teacher 't'; known: none"),
         (dict(runs=dict(a=dict(GOOD, baseline="b"))), "runs.a: unknown baseline 'b'"),
@@ -132,6 +134,11 @@ GOOD = dict(config=CONFIG)
         (
             dict(runs=dict(a=GOOD, b=dict(GOOD, baseline="a", same_time=["c"]))),
             "runs.b: unknown same_time 'c'; other runs: 'a'",
+        ),
+        (dict(runs=dict(a=dict(GOOD, teacher=["t"]))), "runs.a.teacher must be a name, got ['t']"),
+        (
+            dict(runs=dict(a=GOOD, b=dict(GOOD, baseline="a", same_time=[None]))),
+            "runs.b.same_time must be a name, got None",
         ),
         (dict(runs=dict(a=dict(GOOD, options={"randomness.seed": 1}))), "the study sets it"),
         (dict(options={"train_cfg": dict(max_epochs=1)}), "cannot be set"),
@@ -176,10 +183,11 @@ def test_bad_data_is_told_in_one_line(write, tmp_path):
 
 def test_images_are_generated_as_asked_for(write, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(study_module, "generate_shapes", lambda *given: asked.append(given))
+    monkeypatch.setattr(study_module, "generate_shapes", lambda **given: asked.append(given))
     data = dict(train=6, val=2, size=(64, 48), seed=5, root=str(tmp_path))
     make_data(read_study(write(data=data)))
-    assert asked == [(tmp_path, dict(train=6, val=2), (64, 48), 5)]
+    splits = dict(train=6, val=2)
+    assert asked == [dict(root=tmp_path, splits=splits, image_size=(64, 48), seed=5)]
 
 
 def test_a_good_study(write):
@@ -270,6 +278,21 @@ def test_measure(tmp_path):
         seconds=39.0,
         curve=[dict(iteration=i, seconds=s, bbox_mAP=a, bbox_mAP_50=2 * a) for i, s, a in points],
     )
+
+
+def test_an_evaluation_that_found_nothing_has_ap_0(tmp_path, monkeypatch):
+    """mmdet's CocoMetric reports no AP at all then."""
+    rows = [
+        dict(loss=1, time=0.5, iter=20),
+        {"coco/bbox_mAP": 0.2, "coco/bbox_mAP_50": 0.4, "step": 1},
+        dict(loss=1, time=0.5, iter=40),
+        dict(time=0.1, step=2),
+    ]
+    monkeypatch.setattr(study_module, "scalars", lambda folder: rows)
+    checkpoint = tmp_path / "epoch_2.pth"
+    torch.save(dict(meta=dict(iter=40, epoch=2), state_dict={}), checkpoint)
+    curve = measure(tmp_path, checkpoint)["curve"]
+    assert [(point["iteration"], point["bbox_mAP"]) for point in curve] == [(20, 0.2), (40, 0.0)]
 
 
 def test_processor_time_counts_where_it_is_logged(tmp_path, monkeypatch):
@@ -385,6 +408,96 @@ def test_a_config_of_other_content_is_refused(write, run, tmp_path):
     assert run(path)[0] == 0
 
 
+@pytest.mark.usefixtures("run")  # the stub
+def test_a_config_that_changes_while_others_train_is_refused(write, calls, tmp_path):
+    config = tmp_path / "quick.py"
+    path = write(seeds=[0, 1], runs=dict(alone=dict(config=str(config))))
+    tasks = make_tasks(read_study(path), tmp_path / "work")
+
+    def edit():
+        config.write_text(f"{VALIDATES}\nvalue = 3\n")
+
+    (failure,) = train_all(tasks, 1, edit)
+    assert "alone, seed 1: " in failure and "has changed since this study was started" in failure
+    assert sum("begin" in line for line in calls()) == 1
+    config.write_text("value = (")  # in the middle of an edit
+    with pytest.raises(ConfigError, match="cannot be read: SyntaxError"):
+        tasks[1].start()
+    config.write_text(VALIDATES)
+    assert train_all(tasks, 1, lambda: None) == []
+
+
+@pytest.mark.usefixtures("run")  # the stub
+def test_images_that_change_while_others_train_are_refused(write, tmp_path):
+    data = dict(train=2, val=1, size=(64, 48), root=str(tmp_path / "images"))
+    study = read_study(write(data=data))
+    make_data(study)
+    (task,) = make_tasks(study, tmp_path / "work")
+    generate_shapes(tmp_path / "images", dict(train=3, val=1), (64, 48))
+    with pytest.raises(ConfigError, match="alone, seed 0: other images were generated in .*root"):
+        task.start()
+    make_data(study)
+    assert train_all([task], 1, lambda: None) == []
+
+
+def test_another_checkpoint_of_a_given_teacher_is_refused(write, run, tmp_path):
+    """Of a teacher that is none of the study's: named in a config, or by an option."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    model = f"model = dict(teacher=dict(checkpoint={str(weights)!r}))"
+    (tmp_path / "kd.py").write_text(f"{VALIDATES}\n{model}\n")
+    (tmp_path / "other.py").write_text(f"{VALIDATES}\nmodel = dict(teacher=dict(checkpoint=None))")
+    path = write(
+        runs=dict(
+            kd=dict(config=str(tmp_path / "kd.py")),
+            other=dict(
+                config=str(tmp_path / "other.py"),
+                options={"model.teacher.checkpoint": str(weights)},
+            ),
+        )
+    )
+    assert run(path)[0] == 0
+    for name in ("kd", "other"):
+        folder = tmp_path / "work" / name / "seed-0"
+        found = json.loads((folder / "result.json").read_text())["teacher"]
+        assert found == dict(name=str(weights), sha256=study_module.sha256(weights))
+    assert run(path)[0] == 0
+    weights.write_bytes(b"two")
+    code, err, _ = run(path, "--runs", "kd")
+    assert code == 2 and "another teacher" in err
+    weights.unlink()  # cleared away: what is finished is finished
+    assert run(path, "--report-only")[0] == 0
+    weights.write_bytes(b"two")
+    for noted in (tmp_path / "work").glob("*/seed-0/*.json"):  # as before it was noted
+        content = json.loads(noted.read_text())
+        noted.write_text(json.dumps({**content, "teacher": None}))
+    assert run(path, "--report-only")[0] == 0
+
+
+def test_a_config_without_validation_is_told_before_training(write, run, calls, tmp_path):
+    (tmp_path / "blind.py").write_text("val_dataloader = None")
+    code, err, _ = run(write(runs=dict(alone=dict(config=str(tmp_path / "blind.py")))))
+    assert code == 2
+    assert "alone: " in err and "has no 'val_dataloader', so there is no AP" in err
+    assert calls() == []
+
+
+def test_two_processes_write_one_file(tmp_path):
+    def write():
+        for _ in range(300):
+            study_module.write_atomically(tmp_path / "report.json", "{}")
+
+    if child := os.fork():
+        write()
+        assert os.waitpid(child, 0)[1] == 0
+    else:
+        try:
+            write()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+
+
 @pytest.fixture
 def taught(write, run, tmp_path):
     """A study of one pair that is finished, and the folder of its teacher."""
@@ -476,7 +589,7 @@ def test_two_studies_do_not_train_one_run(write, run, tmp_path):
             if task.job:
                 task.job.process.kill()
                 task.job.process.wait()
-    (tmp_path / "hang.py").write_text("# quick")
+    (tmp_path / "hang.py").write_text(f"{VALIDATES}  # quick")
     assert run(path)[0] == 0
 
 
@@ -561,6 +674,10 @@ def test_seeds_trained_elsewhere_are_added(elsewhere, run, calls, tmp_path):
         (
             lambda report: report["rows"]["kd"]["results"]["0"]["teacher"].update(name="u"),
             'is a run of another teacher ("u" instead of "t")',
+        ),
+        (
+            lambda report: report["rows"]["t"].update(results={"5": {}}),
+            "the teacher 't' of {path} was trained with seed 5, here it is 0",
         ),
         (lambda report: report.pop("rows"), "is no report of tools/study.py"),
     ],
@@ -726,13 +843,13 @@ def test_a_real_study(real, tmp_path, monkeypatch, capfd, jobs):
     capfd.readouterr()
     assert train_all(tasks, 2, lambda: None) == []
     assert "kd, seed 1: resumes" in capfd.readouterr().out
-    assert (folder / "evaluation.json").exists()
     assert json.loads((folder / "result.json").read_text()) == first
 
 
-def test_a_task_without_an_evaluation_says_so(tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text("val_dataloader = None")
-    run = Run("a", "a", str(config), {}, (0,))
-    with pytest.raises(ConfigError, match="no 'val_dataloader'"):
-        Task(run, 0, tmp_path)._evaluate()
+def test_a_run_that_was_never_evaluated_says_so(write, run, tmp_path):
+    path = write()
+    stub = tmp_path / "stub.py"
+    stub.write_text(stub.read_text().replace("(2, 0.25)", ""))
+    code, err, _ = run(path)
+    assert code == 1
+    assert "alone, seed 0 has no evaluation of its last iteration" in err

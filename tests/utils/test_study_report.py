@@ -133,6 +133,11 @@ def test_a_gain_at_equal_time_needs_another_that_trained_for_as_long():
     told = compare(run("both", baseline="alone", same_time=("alone",)), results)
     assert told["equal_time"]["per_seed"] == pytest.approx({0: 28 - 22})
     assert told["plateau"]["per_seed"] == pytest.approx({0: 28 - 22})
+    # One that trained for as long, and was not evaluated so early, says nothing of that time.
+    results = {**RESULTS, "longer": {0: result((600, 60, 40))}}
+    told = compare(BOTH, results)
+    assert told["equal_time"]["seeds"] == 0
+    assert told["plateau"]["per_seed"] == pytest.approx({0: 28 - 40})
 
 
 def test_time_to_the_baselines_best():
