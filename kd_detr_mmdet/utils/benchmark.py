@@ -32,15 +32,13 @@ from ..families import build_family
 from ..families.base import swapped
 from ..points import QueryPairing
 from .configs import is_kd_model, model_config
-from .errors import ConfigError, check_choice
+from .errors import MEND_TOO_SMALL, TOO_SMALL, ConfigError, check_choice
 from .peak_memory import peak_growth
 
 WARM_UP = 2  # rounds that are not counted: allocations, choice of kernels, the optimisers' states
 BOXES = 7  # per generated image: COCO's mean is 7.3
 SMALLEST_SIDE = 32  # pixels: the last stride of a ResNet
-# What PyTorch says of images too small for the queries, and for batch normalisation.
-TOO_SMALL = ("selected index k out of range", "Expected more than 1 value per channel")
-AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
+AMP_DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 MIXED = ("AmpOptimWrapper", "BFloat16OptimWrapper")
 
 STUDENT_FORWARD = "student's own losses, forward"
@@ -234,10 +232,10 @@ class Benchmark:
     Args:
         cfg: A whole config of a distillation; it is left alone.
         device: Where to run.
-        amp: ``'bf16'``, ``'fp16'`` or None for what the config's ``optim_wrapper`` says.
+        amp: ``'bfloat16'``, ``'float16'`` or None for what the config's ``optim_wrapper`` says.
 
     Raises:
-        ConfigError: If the config is no distillation's, names no optimiser, or wants fp16 on a
+        ConfigError: If the config is no distillation's, names no optimiser, or wants float16 on a
             CPU.
     """
 
@@ -302,11 +300,7 @@ class Benchmark:
         except (RuntimeError, ValueError) as error:
             message = str(error)
             if any(told in message for told in TOO_SMALL):
-                raise ConfigError(
-                    "the images are too small: a model needs as many places in their feature maps "
-                    "as it has queries, and batch normalisation more than one; take larger images "
-                    "(--size)"
-                ) from error
+                raise ConfigError(f"{MEND_TOO_SMALL} (--size)") from error
             if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in message:
                 raise ConfigError(
                     "a step does not fit into memory: take fewer or smaller images (--batch-size, "
@@ -436,7 +430,7 @@ def _teacher_look(cfg: dict, batch: dict, amp: str | None) -> None:
 
 
 def chosen_amp(cfg: Config, device: torch.device, amp: str | None) -> str | None:
-    """``'bf16'``, ``'fp16'``, or None for float32: as asked, else as the config trains.
+    """``'bfloat16'``, ``'float16'``, or None for float32: as asked, else as the config trains.
 
     Raises:
         ConfigError: If there is no such precision, or none on this device.
@@ -445,12 +439,12 @@ def chosen_amp(cfg: Config, device: torch.device, amp: str | None) -> str | None
     if not isinstance(wrapper, dict) or "optimizer" not in wrapper:
         raise ConfigError("the config names no optimiser: optim_wrapper=dict(optimizer=...)")
     if amp is None and wrapper.get("type") in MIXED:
-        bf16 = wrapper["type"] == "BFloat16OptimWrapper" or wrapper.get("dtype") == "bfloat16"
-        amp = "bf16" if bf16 else "fp16"
+        bfloat16 = wrapper["type"] == "BFloat16OptimWrapper" or wrapper.get("dtype") == "bfloat16"
+        amp = "bfloat16" if bfloat16 else "float16"
     if amp is not None:
         check_choice("amp", amp, list(AMP_DTYPES))
-    if amp == "fp16" and device.type != "cuda":
-        raise ConfigError("training in fp16 needs a GPU: on a CPU take --amp bf16")
+    if amp == "float16" and device.type != "cuda":
+        raise ConfigError("training in float16 needs a GPU: on a CPU take --amp bfloat16")
     return amp
 
 

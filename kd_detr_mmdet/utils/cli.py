@@ -20,7 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from .configs import check_names
-from .errors import ConfigError, NonFiniteLossError
+from .errors import MEND_TOO_SMALL, TOO_SMALL, ConfigError, NonFiniteLossError
 
 TIMEOUT_S = 600  # for which a process waits for the others
 
@@ -158,6 +158,9 @@ def _for_the_user(error: Exception) -> str | None:
         isinstance(error, AssertionError) and "failed to load image" in line
     ):
         return line
+    if isinstance(error, (RuntimeError, ValueError)) and any(told in line for told in TOO_SMALL):
+        where = "in the data's pipelines (a teacher sees its student's)"
+        return f"{MEND_TOO_SMALL} {where}, or fewer queries"
     # Gloo raises no class of its own.
     if isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()

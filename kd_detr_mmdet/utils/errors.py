@@ -2,6 +2,14 @@
 
 from collections.abc import Sequence
 
+# What PyTorch says of images with fewer places than a two-stage DETR has queries, and of one place
+# for batch normalisation.
+TOO_SMALL = ("selected index k out of range", "Expected more than 1 value per channel")
+MEND_TOO_SMALL = (
+    "the images are too small: a model needs as many places in its feature maps as it has queries, "
+    "and batch normalisation more than one; take larger images"
+)
+
 
 class ConfigError(ValueError):
     """A configuration, checkpoint or data set that cannot be used as it is."""

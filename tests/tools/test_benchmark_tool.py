@@ -93,9 +93,9 @@ def test_a_report_on_generated_images(write_config, run, tmp_path):
 
 def test_a_report_on_the_configs_images(write_config, run, teacher_checkpoint):
     config = write_config(**{"model.teacher.checkpoint": teacher_checkpoint})
-    code, _, text = run(config, "--real", "--steps", 1, "--batch-size", 2, "--amp", "bf16")
+    code, _, text = run(config, "--real", "--steps", 1, "--batch-size", 2, "--amp", "bfloat16")
     assert code == 0
-    assert "Real images of 96x64 pixels in batches of 2; precision bf16" in text
+    assert "Real images of 96x64 pixels in batches of 2; precision bfloat16" in text
     assert "random weights" not in text
     assert text.lstrip().startswith("# Cost of a distilled step: tiny")
 
@@ -128,7 +128,7 @@ def test_memory_is_a_column_where_it_is_measured():
         (("--size", 31, 96), "--size must be at least 32 32, got 31 96"),
         (("--real", "--size", 96, 64), "--size is for generated images"),
         (("--real", "--batch-size", 6), "train_dataloader has no 6 images"),
-        (("--amp", "fp16"), "needs a GPU"),
+        (("--amp", "float16"), "needs a GPU"),
         (
             ("--cfg-options", "val_dataloader.dataset.pipeline=[]"),
             "tells no image size: give --size W H",

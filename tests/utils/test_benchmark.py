@@ -431,14 +431,14 @@ def test_random_images_are_what_loaders_give(config):
 def test_precision():
     amp = dict(OPTIMIZER, type="AmpOptimWrapper", loss_scale="dynamic", dtype="bfloat16")
     cfg, gpu = Config(dict(optim_wrapper=dict(amp, accumulative_counts=4))), torch.device("cuda")
-    assert bench.chosen_amp(cfg, CPU, None) == "bf16"
-    assert bench.chosen_amp(cfg, gpu, "fp16") == "fp16"
+    assert bench.chosen_amp(cfg, CPU, None) == "bfloat16"
+    assert bench.chosen_amp(cfg, gpu, "float16") == "float16"
     assert bench.chosen_amp(Config(dict(optim_wrapper=OPTIMIZER)), CPU, None) is None
-    assert bench.optimizer_config(cfg, "bf16", CPU) == dict(OPTIMIZER, type="OptimWrapper")
-    on_gpu = bench.optimizer_config(cfg, "fp16", gpu)
+    assert bench.optimizer_config(cfg, "bfloat16", CPU) == dict(OPTIMIZER, type="OptimWrapper")
+    on_gpu = bench.optimizer_config(cfg, "float16", gpu)
     assert (on_gpu["type"], on_gpu["dtype"]) == ("AmpOptimWrapper", torch.float16)
     with pytest.raises(ConfigError, match="needs a GPU"):
-        bench.chosen_amp(cfg, CPU, "fp16")
+        bench.chosen_amp(cfg, CPU, "float16")
     with pytest.raises(ConfigError, match="amp must be one of"):
         bench.chosen_amp(cfg, CPU, "int8")
     with pytest.raises(ConfigError, match="names no optimiser"):
@@ -446,7 +446,7 @@ def test_precision():
 
 
 def test_a_step_in_half_precision(config):
-    benchmark = Benchmark(config(), CPU, "bf16")
+    benchmark = Benchmark(config(), CPU, "bfloat16")
     dtypes = []
     linear = benchmark.model.student.decoder.layers[0].ffn.layers[1]
     linear.register_forward_hook(lambda module, inputs, out: dtypes.append(out.dtype))
