@@ -77,7 +77,10 @@ def convert(voc: Path, out: Path) -> list[str]:
         listed = voc / "ImageSets/Main" / f"{split}.txt"
         if not listed.is_file():
             raise ConfigError(f"no file {listed}: it must list the images of '{split}', one a line")
-        names = listed.read_text().split()
+        try:
+            names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise ConfigError(f"{listed} cannot be read: {error}") from error
         missing = [n for n in names if not (voc / "JPEGImages" / f"{n}.jpg").is_file()]
         if missing:
             raise ConfigError(

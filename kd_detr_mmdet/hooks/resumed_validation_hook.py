@@ -3,7 +3,7 @@
 from itertools import takewhile
 
 from mmengine.dist import broadcast_object_list
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
@@ -32,15 +32,21 @@ class ResumedValidationHook(Hook):
         loop._decide_current_val_interval()
         if done < loop.val_begin or (done % loop.val_interval and done != end):
             return
-        known = [is_logged(runner, done)]  # rank 0 logs, perhaps where the others cannot read
+        known = [is_logged(runner)]  # rank 0 logs, perhaps where the others cannot read
         broadcast_object_list(known)
         if not known[0]:
             runner.logger.info(f"resumed before it was evaluated: validating step {done} first")
             runner.val_loop.run()
 
 
-def is_logged(runner: Runner, step: int) -> bool:
-    """Whether the work directory has an evaluation after a step, an epoch or an iteration."""
-    rows = scalars(runner.work_dir)
-    before = takewhile(lambda row: "loss" not in row or row["iter"] <= runner.iter, rows)
-    return any("loss" not in row and row.get("step") == step for row in before)
+def is_logged(runner: Runner) -> bool:
+    """Whether the work directory has an evaluation of the iteration that a run has come to."""
+    until = takewhile(lambda row: row.get("iter", 0) <= runner.iter, scalars(runner.work_dir))
+    rows = list(until)
+    loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+    by_epoch = all(logger.log_metric_by_epoch for logger in loggers)
+    if by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        # All of them are logged as of epoch 0: the last one counts if nothing was trained since.
+        return bool(rows) and "iter" not in rows[-1]
+    step = runner.epoch if by_epoch else runner.iter
+    return any("iter" not in row and row.get("step") == step for row in rows)

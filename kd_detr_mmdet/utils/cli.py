@@ -159,6 +159,13 @@ def _for_the_user(error: Exception) -> str | None:
     ):
         return line
     if isinstance(error, (RuntimeError, ValueError)) and any(told in line for told in TOO_SMALL):
+        if "_predict_by_feat_single" in {
+            frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)
+        }:
+            return (
+                "test_cfg.max_per_img is more than the detector's queries times its classes: lower "
+                "it in the model's config"
+            )
         where = "in the data's pipelines (a teacher sees its student's)"
         return f"{MEND_TOO_SMALL} {where}, or fewer queries"
     # Gloo raises no class of its own.

@@ -262,7 +262,7 @@ class Task:
     config_sha256: str  # as of when the study was read
     data: dict | None = None
     teacher: "Task | None" = None
-    given_teacher: str | None = None  # the checkpoint of one that is none of the study's
+    given_teacher: dict | None = None  # of one that is none of the study's, as in the settings
     job: Job | None = field(default=None, repr=False)
     lock: IO | None = field(default=None, repr=False)
 
@@ -271,14 +271,10 @@ class Task:
 
     def settings(self) -> dict:
         """What makes the run what it is, as JSON would return it."""
-        teacher = None
+        teacher = self.given_teacher
         if self.teacher is not None:
             digest = sha256(self.teacher.checkpoint()) if self.teacher.trained() else None
             teacher = dict(name=self.run.teacher, sha256=digest)
-        elif self.given_teacher is not None:
-            path = ROOT / self.given_teacher
-            digest = sha256(path) if path.is_file() else None
-            teacher = dict(name=self.given_teacher, sha256=digest)
         settings = dict(
             config=self.run.config,
             config_sha256=self.config_sha256,
@@ -344,11 +340,14 @@ class Task:
                 "started, and the report would mix both: put it back, or start the study anew, "
                 "which says what to delete"
             )
-        if self.data is not None and not holds_shapes(**shapes_of(self.data)):
+        given = self.given_teacher
+        if given is not None and given != given_teacher(given["name"]):
             raise ConfigError(
-                f"{self}: other images were generated in {shapes_of(self.data)['root']} since this "
-                "study was started: give each study with images of its own a data.root of its own"
+                f"{self}: {given['name']} has changed since this study was started, and the report "
+                "would mix the students of two teachers: put it back, or start the study anew, "
+                "which says what to delete"
             )
+        self.check_images()
         options = {**self.run.options, "randomness.seed": self.seed}
         settings = self.settings()
         if self.teacher is not None:
@@ -377,6 +376,18 @@ class Task:
         self.job = Job(str(self), arguments, self.folder / "train.log", locks=[self.lock])
         return "resumes" if resumes else "starts"
 
+    def check_images(self) -> None:
+        """Check that the study's images are still there.
+
+        Raises:
+            ConfigError: If others were generated in their place.
+        """
+        if self.data is not None and not holds_shapes(**shapes_of(self.data)):
+            raise ConfigError(
+                f"{self}: other images were generated in {shapes_of(self.data)['root']} since this "
+                "study was started: give each study with images of its own a data.root of its own"
+            )
+
     def _lock(self) -> None:
         """Keep others out; training holds the lock as well, and may outlive a study that is killed.
 
@@ -397,10 +408,16 @@ class Task:
         """Write ``result.json`` after the process has ended, and remove earlier checkpoints.
 
         Raises:
-            ConfigError: If the process failed, or left no checkpoint or no evaluation.
+            ConfigError: If the process failed, left no checkpoint or no evaluation, or saw other
+                images than the study's: it is trained anew then, when the study is.
         """
         if failure := self.job.failure():
             raise ConfigError(failure)
+        try:
+            self.check_images()
+        except ConfigError:
+            (self.folder / "last_checkpoint").unlink(missing_ok=True)
+            raise
         if not (self.folder / "last_checkpoint").is_file():
             raise ConfigError(f"error: {self} has written no checkpoint, see {self.job.log}")
         measured = measure(self.folder, self.checkpoint())
@@ -448,10 +465,9 @@ def make_tasks(study: Study, work_dir: Path) -> list[Task]:
 
     def task(run: Run, seed: int, teacher: Task | None = None) -> Task:
         folder = work_dir / run.name / f"seed-{seed}"
-        checkpoint = None
-        if teacher is None:
-            checkpoint = run.options.get(TEACHER_OPTION, given[run.config])
-        return Task(run, seed, folder, digests[run.config], study.data, teacher, checkpoint)
+        checkpoint = run.options.get(TEACHER_OPTION, given[run.config])
+        of_others = None if checkpoint is None or teacher else given_teacher(checkpoint)
+        return Task(run, seed, folder, digests[run.config], study.data, teacher, of_others)
 
     teachers = {name: task(run, run.seeds[0]) for name, run in study.teachers.items()}
     tasks = list(teachers.values())
@@ -461,6 +477,16 @@ def make_tasks(study: Study, work_dir: Path) -> list[Task]:
         option(TEACHER_OPTION, str(task.folder))  # a path with a blank cannot be handed over
         task.check()
     return tasks
+
+
+def given_teacher(checkpoint: str) -> dict:
+    """What a run's settings say of a teacher that is none of its study's.
+
+    Args:
+        checkpoint: As it was given: a URL, or a path from the repository's root.
+    """
+    path = ROOT / checkpoint
+    return dict(name=checkpoint, sha256=sha256(path) if path.is_file() else None)
 
 
 def select(tasks: list[Task], names: Iterable[str] | None) -> list[Task]:
@@ -597,7 +623,7 @@ def measure(folder: Path, path: Path) -> dict:
     for row in rows:
         if "loss" in row:
             last = row["iter"]
-        elif "step" in row:
+        elif "iter" not in row:  # with it, all steps since the last logged ones were left out
             aps[row["step"] * iterations // epochs if epochs else last] = row
     clock = training_clock(rows)
     seconds = clock(iterations)

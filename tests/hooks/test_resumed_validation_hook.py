@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmdet.registry import HOOKS
+from mmengine.hooks import LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from kd_detr_mmdet.hooks import ResumedValidationHook
@@ -14,7 +15,9 @@ TRAINED = [dict(loss=1, time=0.5, iter=4 * n) for n in (1, 2, 3)]
 EVALUATED = [{"coco/bbox_mAP": 0.1, "step": n} for n in (1, 2)]
 
 
-def runner(folder, epoch=2, iteration=None, loop=EpochBasedTrainLoop, resume=True, **options):
+def runner(
+    folder, epoch=2, iteration=None, loop=EpochBasedTrainLoop, resume=True, by_epoch=True, **options
+):
     """What the hook sees of a Runner with epochs of four iterations; counts its validations."""
     made = loop.__new__(loop)
     options = {"_max_epochs": 3, "_max_iters": 12, "val_begin": 1, "val_interval": 1} | options
@@ -26,6 +29,8 @@ def runner(folder, epoch=2, iteration=None, loop=EpochBasedTrainLoop, resume=Tru
         _resume=resume,
         work_dir=str(folder),
         train_loop=made,
+        hooks=[LoggerHook(log_metric_by_epoch=by_epoch)],
+        epoch=made.epoch,
         iter=made.iter,
         val_loop=SimpleNamespace(run=lambda: validations.append(made.iter)),
         logger=logging.getLogger(),
@@ -64,6 +69,18 @@ def test_one_that_is_logged_is_not_made_again(tmp_path):
 def test_what_was_logged_beyond_the_checkpoint_does_not_count(tmp_path):
     log(tmp_path, TRAINED[0], TRAINED[1], TRAINED[2], EVALUATED[1])
     assert validated(runner(tmp_path))
+
+
+@pytest.mark.parametrize("loop", [EpochBasedTrainLoop, IterBasedTrainLoop])
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_evaluations_are_known_however_they_are_logged(tmp_path, loop, by_epoch):
+    """MMEngine writes the epoch or the iteration; of training without epochs the epoch is 0."""
+    epoch = 1 if loop is EpochBasedTrainLoop else 0
+    rows = [TRAINED[0], {"coco/bbox_mAP": 0.1, "step": epoch if by_epoch else 4}, TRAINED[1]]
+    log(tmp_path, *rows)
+    at = dict(loop=loop, by_epoch=by_epoch, epoch=epoch)
+    assert not validated(runner(tmp_path, iteration=4, **at))
+    assert validated(runner(tmp_path, iteration=8, **{**at, "epoch": 2 * epoch}))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from conftest import TEACHER, dino_config, random_checkpoint
 from mmengine.config import Config
 
 from kd_detr_mmdet.datasets import SHAPE_CLASSES, generate_shapes
-from kd_detr_mmdet.utils.cli import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = dict(AP=30.0, AP50=50.0, AP75=25.0, AP_small=10.0, AP_medium=40.0, AP_large=None)
@@ -131,14 +130,3 @@ def test_what_cannot_be_checked(config, run, tool, change, arguments, told):
         config.merge_from_dict(change)
     with pytest.raises(tool.ConfigError, match=told):
         run(config, *arguments)
-
-
-def test_images_with_fewer_places_than_queries_are_told_in_one_line(config, run, capsys):
-    """As where a teacher of usual size sees the images of a tiny student."""
-    for step in config.val_dataloader.dataset.pipeline:
-        if step.type == "Resize":
-            step.scale = (16, 8)
-    with pytest.raises(SystemExit) as stopped, one_line_errors():
-        run(config)
-    assert stopped.value.code == 2
-    assert "as many places in its feature maps as it has queries" in capsys.readouterr().err

@@ -288,6 +288,7 @@ def test_an_evaluation_that_found_nothing_has_ap_0(tmp_path, monkeypatch):
         dict(loss=1, time=0.5, iter=40),
         dict(time=0.1, step=2),
     ]
+    rows.insert(1, dict(time=0.5, iter=10, step=10))  # of training, all of its steps left out
     monkeypatch.setattr(study_module, "scalars", lambda folder: rows)
     checkpoint = tmp_path / "epoch_2.pth"
     torch.save(dict(meta=dict(iter=40, epoch=2), state_dict={}), checkpoint)
@@ -434,10 +435,20 @@ def test_images_that_change_while_others_train_are_refused(write, tmp_path):
     make_data(study)
     (task,) = make_tasks(study, tmp_path / "work")
     generate_shapes(tmp_path / "images", dict(train=3, val=1), (64, 48))
-    with pytest.raises(ConfigError, match="alone, seed 0: other images were generated in .*root"):
+    told = "alone, seed 0: other images were generated in .*root"
+    with pytest.raises(ConfigError, match=told):
         task.start()
+
+    def change():
+        generate_shapes(tmp_path / "images", dict(train=3, val=1), (64, 48))
+
     make_data(study)
-    assert train_all([task], 1, lambda: None) == []
+    (failure,) = train_all([task], 1, lambda: None, change)
+    assert re.match(told, failure)
+    make_data(study)
+    assert task.start() == "starts"  # from the beginning
+    task.job.process.wait()
+    task.finish()
 
 
 def test_another_checkpoint_of_a_given_teacher_is_refused(write, run, tmp_path):
@@ -465,6 +476,10 @@ def test_another_checkpoint_of_a_given_teacher_is_refused(write, run, tmp_path):
     weights.write_bytes(b"two")
     code, err, _ = run(path, "--runs", "kd")
     assert code == 2 and "another teacher" in err
+    tasks = make_tasks(read_study(path), tmp_path / "elsewhere")
+    weights.write_bytes(b"three")  # while others train
+    with pytest.raises(ConfigError, match="kd, seed 0: .*weights.pth has changed since"):
+        tasks[0].start()
     weights.unlink()  # cleared away: what is finished is finished
     assert run(path, "--report-only")[0] == 0
     weights.write_bytes(b"two")
@@ -491,11 +506,12 @@ def test_two_processes_write_one_file(tmp_path):
         write()
         assert os.waitpid(child, 0)[1] == 0
     else:
+        code = 1
         try:
             write()
-        except OSError:
-            os._exit(1)
-        os._exit(0)
+            code = 0
+        finally:  # whatever happens, it is no second test run
+            os._exit(code)
 
 
 @pytest.fixture
