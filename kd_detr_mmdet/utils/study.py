@@ -415,9 +415,9 @@ class Task:
             raise ConfigError(failure)
         try:
             self.check_images()
-        except ConfigError:
+        except ConfigError as error:
             (self.folder / "last_checkpoint").unlink(missing_ok=True)
-            raise
+            raise ConfigError(f"error: {error}") from error
         if not (self.folder / "last_checkpoint").is_file():
             raise ConfigError(f"error: {self} has written no checkpoint, see {self.job.log}")
         measured = measure(self.folder, self.checkpoint())
@@ -463,16 +463,16 @@ def make_tasks(study: Study, work_dir: Path) -> list[Task]:
                 f"{run.name}: {run.config} has no 'val_dataloader', so there is no AP to compare"
             )
 
-    def task(run: Run, seed: int, teacher: Task | None = None) -> Task:
+    def make(run: Run, seed: int, teacher: Task | None = None) -> Task:
         folder = work_dir / run.name / f"seed-{seed}"
         checkpoint = run.options.get(TEACHER_OPTION, given[run.config])
         of_others = None if checkpoint is None or teacher else given_teacher(checkpoint)
         return Task(run, seed, folder, digests[run.config], study.data, teacher, of_others)
 
-    teachers = {name: task(run, run.seeds[0]) for name, run in study.teachers.items()}
+    teachers = {name: make(run, run.seeds[0]) for name, run in study.teachers.items()}
     tasks = list(teachers.values())
     for seed in study.seeds:
-        tasks += [task(run, seed, teachers.get(run.teacher)) for run in study.runs.values()]
+        tasks += [make(run, seed, teachers.get(run.teacher)) for run in study.runs.values()]
     for task in tasks:
         option(TEACHER_OPTION, str(task.folder))  # a path with a blank cannot be handed over
         task.check()

@@ -444,7 +444,7 @@ def test_images_that_change_while_others_train_are_refused(write, tmp_path):
 
     make_data(study)
     (failure,) = train_all([task], 1, lambda: None, change)
-    assert re.match(told, failure)
+    assert re.match(f"error: {told}", failure)
     make_data(study)
     assert task.start() == "starts"  # from the beginning
     task.job.process.wait()
