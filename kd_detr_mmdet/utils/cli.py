@@ -19,7 +19,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from .configs import check_names
+from .configs import check_names, read_file
 from .errors import MEND_TOO_SMALL, TOO_SMALL, ConfigError, NonFiniteLossError
 
 TIMEOUT_S = 600  # for which a process waits for the others
@@ -75,12 +75,7 @@ def read_config(args: argparse.Namespace) -> Config:
     path = Path(args.config)
     if not path.is_file():
         raise ConfigError(f"no config file {args.config!r}: check its path")
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program: it may fail in any way
-        raise ConfigError(
-            f"config {args.config!r} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    cfg = read_file(path, f"config {args.config!r}")
     options = args.cfg_options or {}
     check_names(cfg, options)
     for option, value in options.items():

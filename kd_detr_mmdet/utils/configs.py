@@ -152,6 +152,22 @@ def model_config(source: DetectorSource, what: str = "model") -> ConfigDict:
     return model
 
 
+def read_file(path: str | Path, what: str) -> Config:
+    """Read a file of MMEngine's config language.
+
+    Args:
+        path: Of the file.
+        what: What messages call it.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # it is a program: it may fail in any way
+        raise ConfigError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def _read(source: str, what: str) -> Config:
     """Read a config by name ('package::path') or by path."""
     try:

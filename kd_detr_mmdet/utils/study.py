@@ -26,6 +26,7 @@ from mmengine.config import Config, DictAction
 
 from ..datasets import generate_shapes, holds_shapes
 from .checkpoints import read_checkpoint
+from .configs import read_file
 from .errors import ConfigError
 from .runs import ROOT, Job, ap, checkpoint, scalars, stop, training_clock
 
@@ -81,12 +82,7 @@ def read_study(path: str, seeds: Iterable[int] | None = None) -> Study:
     """
     if not Path(path).is_file():
         raise ConfigError(f"no study file {path!r}: check its path")
-    try:
-        content = Config.fromfile(path)._cfg_dict.to_dict()
-    except Exception as error:  # it is a program: it may fail in any way
-        raise ConfigError(
-            f"study {path!r} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    content = read_file(path, f"study {path!r}")._cfg_dict.to_dict()
     content = {key: value for key, value in content.items() if not key.startswith("_")}
     required, optional = ("seeds", "runs"), ("title", "options", "data", "teachers")
     _check_keys(f"study {path!r}", content, required, optional)
@@ -669,12 +665,7 @@ def read_config(path: str) -> Config:
     Raises:
         ConfigError: If it cannot be read.
     """
-    try:
-        return Config.fromfile(ROOT / path)
-    except Exception as error:  # it is a program: it may fail in any way
-        raise ConfigError(
-            f"config {path!r} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    return read_file(ROOT / path, f"config {path!r}")
 
 
 def config_sha256(cfg: Config) -> str:
